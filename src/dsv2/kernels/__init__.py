@@ -1,0 +1,1 @@
+"""The ops of the model: contract, registry, reference and fast versions."""

@@ -1,0 +1,80 @@
+"""Which backend computes an op: a table, filled by ``@implements`` and asked by name.
+
+``auto`` takes the first backend of :data:`ORDER` that has the op for the device; a backend that is
+asked for by name runs or raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("torch", "reference"),
+    "cuda": ("torch", "reference"),
+    "meta": ("reference",),
+}
+"""For each device type, the backends that ``auto`` tries, best first."""
+
+_MODULES = {
+    "reference": ("dsv2.kernels.reference", "dsv2.kernels.composites"),
+    "torch": ("dsv2.kernels.library",),
+}
+_TABLE: dict[tuple[str, str], tuple[Callable[..., Any], frozenset[str]]] = {}
+
+
+class BackendError(ValueError):
+    """No such backend, or it has no version of the op for the device."""
+
+
+def implements(
+    op: str, backend: str, devices: tuple[str, ...] = ("cpu", "cuda", "meta")
+) -> Callable[[Kernel], Kernel]:
+    """Enter the decorated function as ``backend``'s version of ``op`` on ``devices``."""
+
+    def enter(kernel: Kernel) -> Kernel:
+        _TABLE[op, backend] = (kernel, frozenset(devices))
+        return kernel
+
+    return enter
+
+
+@cache
+def _load(backend: str) -> None:
+    for module in _MODULES[backend]:
+        importlib.import_module(module)
+
+
+def backends() -> tuple[str, ...]:
+    """The names that may be asked for, ``auto`` first."""
+    return ("auto", *_MODULES)
+
+
+@cache
+def select(op: str, backend: str = "auto", device: str = "cpu") -> Callable[..., Any]:
+    """The function that computes ``op`` on ``device``.
+
+    Raises:
+        BackendError: the backend is unknown, or has no such op on this device.
+    """
+    if backend not in backends():
+        raise BackendError(f"backend {backend!r} is unknown, allowed are {', '.join(backends())}")
+    if backend == "auto" and device not in ORDER:
+        raise BackendError(f"device {device!r} has no backends, known are {', '.join(ORDER)}")
+    candidates = ORDER[device] if backend == "auto" else (backend,)
+    for name in candidates:
+        _load(name)
+        kernel, devices = _TABLE.get((op, name), (None, frozenset()))
+        if kernel is not None and device in devices:
+            return kernel
+    raise BackendError(f"backend {backend!r} has no op {op!r} for device {device!r}")
+
+
+def has(op: str, backend: str) -> bool:
+    """Whether ``backend`` has its own version of ``op``."""
+    _load(backend)
+    return (op, backend) in _TABLE
