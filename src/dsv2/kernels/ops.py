@@ -134,6 +134,16 @@ class Ops(Protocol):
         """
         ...
 
+    def linear_cross_entropy(
+        self, hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor
+    ) -> Tensor:
+        """Weighted sum of negative log-likelihoods in fp32, a scalar.
+
+        ``hidden`` ``[T, D]``, ``weight`` ``[vocabulary, D]``, ``targets`` ``[T]`` integer,
+        ``weights`` ``[T]`` fp32; a weight of zero leaves its row out.
+        """
+        ...
+
     def attention_block(
         self, x: Tensor, weights: AttentionWeights, shape: AttentionShape, cos: Tensor,
         sin: Tensor, batch: RaggedBatch, cache: Tensor | None,

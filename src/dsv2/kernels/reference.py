@@ -110,3 +110,13 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights) -> 
         own = MlpWeights(experts.w_gate[expert], experts.w_up[expert], experts.w_down[expert])
         results = results.index_put((rows, places), mlp(x[rows], own))
     return (results.float() * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+
+
+@implements("linear_cross_entropy", "reference")
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """All logits at once."""
+    check((hidden, "T D"), (weight, "W D"), (targets, "T"), (weights, "T"))
+    losses = F.cross_entropy(F.linear(hidden, weight).float(), targets.long(), reduction="none")
+    return (losses * weights).sum()

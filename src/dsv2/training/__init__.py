@@ -1,0 +1,1 @@
+"""Training: data, losses, optimiser, loop and stages."""
