@@ -9,14 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dsv2.checkpoint import load_model as load_model
     from dsv2.model.config import ModelConfig as ModelConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "ModelConfig": "dsv2.model.config",
+    "load_model": "dsv2.checkpoint",
 }
-__all__ = ["ModelConfig"]
+__all__ = ["ModelConfig", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

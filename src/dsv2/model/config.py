@@ -36,7 +36,9 @@ IGNORED_KEYS = frozenset(
         "auto_map", "dtype", "ep_size", "id2label", "label2id", "model_type",
         "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp",
         "problem_type", "return_dict", "torch_dtype", "transformers_version", "use_cache",
-        "chunk_size_feed_forward", "is_encoder_decoder",
+        "chunk_size_feed_forward", "is_encoder_decoder", "output_router_logits",
+        # derived from other fields by the writer
+        "head_dim", "qk_head_dim",
     }
 )  # fmt: skip
 
