@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dsv2.checkpoint import load_model as load_model
+    from dsv2.engine.llm import LLM as LLM
+    from dsv2.engine.request import SamplingParams as SamplingParams
     from dsv2.model.config import ModelConfig as ModelConfig
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "LLM": "dsv2.engine.llm",
+    "SamplingParams": "dsv2.engine.request",
     "ModelConfig": "dsv2.model.config",
     "load_model": "dsv2.checkpoint",
 }
-__all__ = ["ModelConfig", "load_model"]
+__all__ = ["LLM", "ModelConfig", "SamplingParams", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,9 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK_SIZE = 64
-"""Tokens per block of the latent cache (the page size of the public MLA decode kernels)."""
-
 
 @dataclass(frozen=True)
 class RaggedBatch:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+BLOCK_SIZE = 64
+"""Tokens per block of the latent cache (the page size of the public MLA decode kernels)."""
+
+
 class ShapeError(ValueError):
     """A tensor does not have the shape its op's contract names."""
 

@@ -183,7 +183,7 @@ def _check_memory(
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
-        free = _available_bytes()
+        free = available_bytes()
     else:
         return
     if needed > free:
@@ -193,7 +193,7 @@ def _check_memory(
         )
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that the kernel says may be taken without swapping."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():

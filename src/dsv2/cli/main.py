@@ -11,7 +11,13 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "run": ("dsv2.cli.run:run", "Generate an answer to one prompt."),
+    "chat": ("dsv2.cli.chat:chat", "Talk with a model in the terminal."),
     "info": ("dsv2.cli.info:info", "Parameters, operations and cache bytes of a model."),
+    "tokenizer": ("dsv2.cli.tokenizer:tokenizer", "Train a tokenizer, or use one."),
+    "prepare": ("dsv2.cli.prepare:prepare", "Turn text into token shards."),
+    "train": ("dsv2.cli.train:train", "Run a training recipe, or resume it."),
+    "plot": ("dsv2.cli.plot:plot", "Draw the curves of a training run."),
 }
 """Each command's home, a function or a Typer app, and the line that ``--help`` shows."""
 

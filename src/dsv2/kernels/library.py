@@ -17,8 +17,8 @@ from dsv2.kernels import reference
 from dsv2.kernels.composites import compose_attention, compose_moe
 from dsv2.kernels.ops import AttentionShape, AttentionWeights, ExpertWeights, MlpWeights
 from dsv2.kernels.registry import implements
-from dsv2.ragged import BLOCK_SIZE, RaggedBatch
-from dsv2.shapes import check
+from dsv2.ragged import RaggedBatch
+from dsv2.shapes import BLOCK_SIZE, check
 
 _DEVICES = ("cpu", "cuda")
 _CHUNK = 8192

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from dsv2.kernels.ops import ExpertWeights, MlpWeights
 from dsv2.kernels.registry import implements
-from dsv2.ragged import BLOCK_SIZE
-from dsv2.shapes import check
+from dsv2.shapes import BLOCK_SIZE, check
 
 
 @implements("rms_norm", "reference")

@@ -1,0 +1,1 @@
+"""Many requests at once: admission, blocks, scheduling, sampling, running."""

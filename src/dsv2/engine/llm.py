@@ -1,0 +1,392 @@
+"""A model in this process: prompts in, completions out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv2.checkpoint import load_model, resolve
+from dsv2.checkpoint.weights import available_bytes
+from dsv2.engine.blocks import BlockPool
+from dsv2.engine.cache import block_bytes
+from dsv2.engine.engine import Engine, TokenOutput
+from dsv2.engine.output import OutputText
+from dsv2.engine.request import (
+    Limits,
+    Request,
+    RequestError,
+    SamplingParams,
+    validate,
+    validate_params,
+)
+from dsv2.engine.runner import Runner
+from dsv2.engine.sampler import TokenLogprobs
+from dsv2.engine.scheduler import Scheduler
+from dsv2.shapes import BLOCK_SIZE
+from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, ToolCall, chat_format
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Message | Mapping[str, Any]]
+
+CACHE_SHARE = 0.25
+"""Largest share of the free memory that the cache may take."""
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of one request.
+
+    Attributes:
+        time_to_first_token: from the call to the first token.
+        total: from the call to the last token.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the answer.
+    """
+
+    time_to_first_token: float
+    total: float
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def prefill_tokens_per_second(self) -> float:
+        """Prompt tokens over the time to the first token."""
+        return self.prompt_tokens / max(self.time_to_first_token, 1e-9)
+
+    @property
+    def decode_tokens_per_second(self) -> float:
+        """Tokens after the first over the time they took; 0 with one token."""
+        if self.new_tokens < 2:
+            return 0.0
+        return (self.new_tokens - 1) / max(self.total - self.time_to_first_token, 1e-9)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer.
+
+    Attributes:
+        prompt_ids: tokens of the prompt.
+        token_ids: tokens of the answer, the one that ended it included.
+        text: the answer without control tokens, up to a stop string.
+        finish_reason: ``stop``, ``length``, or ``error`` when the model's numbers were not finite.
+        logprobs: one entry per token, where they were asked for.
+        tool_calls: functions that the assistant calls, in a chat.
+        timings: how long it took.
+    """
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: str
+    timings: Timings
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of an answer; the last has the whole as ``completion``."""
+
+    text: str
+    completion: Completion | None = None
+
+
+@dataclass
+class _Answer:
+    """A request under way in this process."""
+
+    request: Request
+    output: OutputText
+    started: float
+    first: float | None = None
+    tokens: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    deltas: deque[Delta] = field(default_factory=deque)
+
+
+class LLM:
+    """A model, its tokenizer and an engine.
+
+    Args:
+        model: a folder, a pulled release or ``pocket``.
+        device: ``auto``, ``cpu``, ``cuda`` or a torch device.
+        dtype: of weights and cache: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 on
+            a GPU; on a CPU float32 where that takes less than half of the free memory.
+        backend: of the model's ops; ``auto`` takes the fastest there is.
+        max_sequences: most sequences computed at once.
+        max_step_tokens: most tokens per step; longer prompts are computed in chunks.
+        cache_tokens: tokens that the cache holds for all sequences together; None for what
+            ``max_sequences`` of full length need, within a quarter of the free memory.
+
+    Raises:
+        ModelNotFoundError, ModelLoadError: the model is not here, or damaged.
+        ValueError: an argument is out of bounds.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "pocket",
+        *,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        max_sequences: int = 16,
+        max_step_tokens: int = 2048,
+        cache_tokens: int | None = None,
+    ) -> None:
+        self.folder = resolve(model)
+        self.device = _device(device)
+        self.tokenizer = Tokenizer.from_folder(self.folder)
+        kind = _dtype(dtype, self.device, self.folder)
+        self.model = load_model(self.folder, dtype=kind, device=self.device, backend=backend)
+        self.config = self.model.config
+        self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
+        blocks = _num_blocks(cache_tokens, max_sequences, self.config, kind, self.device)
+        self.limits = Limits(
+            vocab_size=self.config.vocab_size,
+            max_context=min(self.config.max_position_embeddings, blocks * BLOCK_SIZE),
+        )
+        scheduler = Scheduler(
+            BlockPool(blocks),
+            max_step_tokens=max(max_step_tokens, max_sequences),
+            max_sequences=max_sequences,
+        )
+        self.engine = Engine(
+            Runner(self.model, blocks), scheduler, self.limits, [self.tokenizer.eos_id]
+        )
+        self._answers: dict[str, _Answer] = {}
+        self._count = 0
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Continue one prompt or several, computed together.
+
+        Args:
+            prompts: text, which gets one BOS before it, or token ids as they are; or a list.
+            params: one for all or one for each prompt.
+
+        Returns:
+            A completion per prompt, in order.
+
+        Raises:
+            RequestError: a request is malformed or too long; nothing was run.
+        """
+        listed = _as_list(prompts)
+        each = self._spread(params, len(listed))
+        return self._complete([self._prompt_ids(prompt) for prompt in listed], each)
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[Completion]:
+        """Answer one conversation or several; see :meth:`generate`.
+
+        Args:
+            messages: in OpenAI's form; the assistant is to speak next.
+            params: one for all or one for each conversation.
+            tools: functions that the assistant may call.
+
+        Raises:
+            ChatError: a message is malformed.
+            RequestError: a request is malformed or too long; nothing was run.
+        """
+        one = bool(messages) and isinstance(messages[0], (Message, Mapping))
+        conversations: Any = [messages] if one or not messages else messages
+        each = self._spread(params, len(conversations))
+        ids = [self.chat_ids(conversation, tools) for conversation in conversations]
+        return [self._with_tools(completion) for completion in self._complete(ids, each)]
+
+    def stream(
+        self,
+        prompt: Prompt | Messages,
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> Generator[Delta, None, None]:
+        """One answer piece by piece; closing the iterator stops it and frees its cache.
+
+        Args:
+            prompt: text, token ids, or the messages of a chat.
+        """
+        talk = not isinstance(prompt, str) and isinstance(prompt[0], (Message, Mapping))
+        ids = self.chat_ids(prompt, tools) if talk else self._prompt_ids(prompt)  # type: ignore[arg-type]
+        answer = self._start(ids, params or SamplingParams())
+        name = answer.request.id
+        try:
+            while name in self._answers or answer.deltas:
+                if not answer.deltas:
+                    # A step serves every open stream; the others find their pieces later.
+                    for output in self.engine.step():
+                        self._take(output)
+                while answer.deltas:
+                    delta = answer.deltas.popleft()
+                    if talk and delta.completion is not None:
+                        delta = replace(delta, completion=self._with_tools(delta.completion))
+                    yield delta
+        finally:
+            self._drop(name)
+
+    def check(self, params: SamplingParams) -> None:
+        """Raise RequestError when ``params`` are out of bounds."""
+        validate_params(params, self.limits)
+
+    def chat_ids(self, messages: Messages, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """The tokens of a conversation up to where the assistant speaks."""
+        return self.chat_format.render(messages, tools=tools, add_generation_prompt=True).ids
+
+    def _prompt_ids(self, prompt: Any) -> list[int]:
+        if isinstance(prompt, str):
+            return [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+        return list(prompt)
+
+    @staticmethod
+    def _spread(
+        params: SamplingParams | Sequence[SamplingParams] | None, count: int
+    ) -> list[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * count
+        if len(params) != count:
+            raise RequestError("params", f"has {len(params)} entries for {count} prompts")
+        return list(params)
+
+    def _complete(self, ids: list[list[int]], params: list[SamplingParams]) -> list[Completion]:
+        for prompt, each in zip(ids, params, strict=True):
+            validate(Request("", tuple(prompt), each), self.limits)
+        answers: list[_Answer] = []
+        try:
+            for prompt, each in zip(ids, params, strict=True):
+                answers.append(self._start(prompt, each))
+            while any(answer.request.id in self._answers for answer in answers):
+                for output in self.engine.step():
+                    self._take(output)
+        finally:
+            for answer in answers:
+                self._drop(answer.request.id)
+        completions = [answer.deltas[-1].completion for answer in answers]
+        return [completion for completion in completions if completion is not None]
+
+    def _start(self, ids: list[int], params: SamplingParams) -> _Answer:
+        self._count += 1
+        request = Request(f"r{self._count}", tuple(ids), params)
+        self.engine.add(request)
+        answer = _Answer(request, OutputText(self.tokenizer, params), time.perf_counter())
+        self._answers[request.id] = answer
+        return answer
+
+    def _drop(self, name: str) -> None:
+        self.engine.abort(name)
+        self._answers.pop(name, None)
+
+    def _take(self, output: TokenOutput) -> None:
+        """Turn a token into text and keep it with its answer."""
+        answer = self._answers[output.request_id]
+        reason, text = output.finish_reason, ""
+        answer.first = answer.first or time.perf_counter()
+        if output.token is not None:
+            answer.tokens.append(output.token)
+            if output.logprobs is not None:
+                answer.logprobs.append(output.logprobs)
+            text, stopped = answer.output.push(output.token)
+            if stopped:
+                reason = "stop"
+                self.engine.abort(output.request_id)
+        if reason is not None:
+            text += answer.output.finish()
+        answer.pieces.append(text)
+        completion = None
+        if reason is not None:
+            del self._answers[output.request_id]
+            completion = self._completion(answer, reason)
+        if text or completion is not None:
+            answer.deltas.append(Delta(text, completion))
+
+    def _completion(self, answer: _Answer, reason: str) -> Completion:
+        assert answer.first is not None
+        prompt, params = answer.request.prompt_ids, answer.request.params
+        return Completion(
+            prompt_ids=prompt,
+            token_ids=tuple(answer.tokens),
+            text="".join(answer.pieces),
+            finish_reason=reason,
+            timings=Timings(
+                time_to_first_token=answer.first - answer.started,
+                total=time.perf_counter() - answer.started,
+                prompt_tokens=len(prompt),
+                new_tokens=len(answer.tokens),
+            ),
+            logprobs=None if params.logprobs is None else tuple(answer.logprobs),
+        )
+
+    def _with_tools(self, completion: Completion) -> Completion:
+        """The completion of a chat, with its tool calls read; a malformed call stays text."""
+        ids = [token for token in completion.token_ids if token != self.tokenizer.eos_id]
+        try:
+            text, calls = self.chat_format.parse_tool_calls(ids)
+        except ChatError:
+            return completion
+        return replace(completion, text=text, tool_calls=calls) if calls else completion
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
+    if isinstance(prompts, str):
+        return [prompts]
+    listed = list(prompts)
+    return [listed] if listed and isinstance(listed[0], int) else listed
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}, allowed are auto, cpu and cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU; allowed here is cpu")
+    return device
+
+
+def _dtype(name: str, device: torch.device, folder: Path) -> torch.dtype:
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in kinds:
+        return kinds[name]
+    if name != "auto":
+        raise ValueError(f"dtype is {name!r}, allowed are auto, {', '.join(kinds)}")
+    if device.type == "cuda":
+        return torch.bfloat16
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return torch.float32 if 2 * stored < _free_bytes(device) / 2 else torch.bfloat16
+
+
+def _num_blocks(
+    cache_tokens: int | None, sequences: int, config: Any, dtype: torch.dtype, device: torch.device
+) -> int:
+    if cache_tokens is not None:
+        if cache_tokens < BLOCK_SIZE:
+            raise ValueError(f"cache_tokens is {cache_tokens}, allowed is at least {BLOCK_SIZE}")
+        return -(-cache_tokens // BLOCK_SIZE)
+    wanted = sequences * -(-config.max_position_embeddings // BLOCK_SIZE)
+    room = int(CACHE_SHARE * _free_bytes(device)) // block_bytes(config, dtype)
+    if room < 1:
+        raise ValueError("the free memory does not hold one block of cache; give cache_tokens")
+    return min(wanted, room)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_bytes()

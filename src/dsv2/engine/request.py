@@ -1,0 +1,189 @@
+"""What may be asked of the engine, and the gate that every request passes. No tensors here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_SEED = 2**63 - 1
+
+
+class RequestError(ValueError):
+    """A request is malformed; ``field`` names what is wrong with it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen and when to stop.
+
+    Attributes:
+        max_tokens: most tokens to generate.
+        min_tokens: no end before so many tokens.
+        temperature: divides the logits; 0 is greedy.
+        top_p: smallest set of tokens whose probabilities reach it; 1 is off.
+        top_k: that many best tokens; 0 is off.
+        min_p: tokens at least so probable relative to the best; 0 is off.
+        presence_penalty: subtracted from the logits of generated tokens, once each.
+        frequency_penalty: subtracted for each time a token was generated.
+        repetition_penalty: divides positive and multiplies negative logits of tokens in the prompt
+            or the answer; 1 is off.
+        logit_bias: added to the logits of tokens by id.
+        seed: makes the choice repeatable, whatever else is in the batch; None for a random one.
+        stop: texts that end the answer; they are not part of it.
+        stop_token_ids: tokens that end the answer, besides the model's own.
+        ignore_eos: go on behind the end-of-sequence token.
+        logprobs: natural logarithms of that many best tokens' probabilities for each step, beside
+            the chosen token's; None for none. They are the model's own, before any penalty.
+    """
+
+    max_tokens: int = 256
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one engine can take.
+
+    Attributes:
+        vocab_size: token ids are below it.
+        max_context: most tokens of prompt and answer together.
+        max_logprobs: largest ``logprobs``.
+        max_stops: most stop strings, and most stop tokens.
+        max_stop_chars: longest stop string.
+        max_biases: most entries of ``logit_bias``.
+    """
+
+    vocab_size: int
+    max_context: int
+    max_logprobs: int = 20
+    max_stops: int = 64
+    max_stop_chars: int = 1000
+    max_biases: int = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to be continued."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise RequestError(name, f"is {value!r:.60}, allowed is an integer from {low} to {high}")
+
+
+def _number(name: str, value: Any, low: float, high: float) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not math.isfinite(value) or not low <= value <= high:
+        raise RequestError(name, f"is {value!r:.60}, allowed is a number from {low} to {high}")
+
+
+def _tokens(name: str, values: Any, limits: Limits) -> None:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise RequestError(name, f"is a {type(values).__name__}, allowed is a list of token ids")
+    for place, token in enumerate(values):
+        _integer(f"{name}[{place}]", token, 0, limits.vocab_size - 1)
+
+
+def validate_params(params: SamplingParams, limits: Limits) -> None:
+    """Check everything but the prompt.
+
+    Raises:
+        RequestError: naming the first field that is out of bounds, its value and what is allowed.
+    """
+    _integer("max_tokens", params.max_tokens, 1, 2**31 - 1)
+    _integer("min_tokens", params.min_tokens, 0, params.max_tokens)
+    _number("temperature", params.temperature, 0.0, 100.0)
+    _number("top_p", params.top_p, 0.0, 1.0)
+    _integer("top_k", params.top_k, 0, 2**31 - 1)
+    _number("min_p", params.min_p, 0.0, 1.0)
+    _number("presence_penalty", params.presence_penalty, -2.0, 2.0)
+    _number("frequency_penalty", params.frequency_penalty, -2.0, 2.0)
+    _number("repetition_penalty", params.repetition_penalty, 0.01, 100.0)
+    if params.seed is not None:
+        _integer("seed", params.seed, 0, MAX_SEED)
+    if params.logprobs is not None:
+        _integer("logprobs", params.logprobs, 0, min(limits.max_logprobs, limits.vocab_size))
+    if not isinstance(params.ignore_eos, bool):
+        raise RequestError("ignore_eos", f"is {params.ignore_eos!r:.60}, allowed is a bool")
+    _check_bias(params.logit_bias, limits)
+    _check_stops(params, limits)
+
+
+def _check_bias(bias: Any, limits: Limits) -> None:
+    if not isinstance(bias, Mapping) or len(bias) > limits.max_biases:
+        raise RequestError(
+            "logit_bias", f"must be a mapping of at most {limits.max_biases} token ids"
+        )
+    for token, value in bias.items():
+        _integer("logit_bias", token, 0, limits.vocab_size - 1)
+        _number(f"logit_bias[{token}]", value, -100.0, 100.0)
+
+
+def _check_stops(params: SamplingParams, limits: Limits) -> None:
+    if not isinstance(params.stop, (str, Sequence)):
+        raise RequestError(
+            "stop", f"is a {type(params.stop).__name__}, allowed is a string or a list"
+        )
+    stops = params.stops
+    if len(stops) > limits.max_stops:
+        raise RequestError("stop", f"has {len(stops)} strings, allowed are {limits.max_stops}")
+    for place, stop in enumerate(stops):
+        if not isinstance(stop, str) or not 0 < len(stop) <= limits.max_stop_chars:
+            raise RequestError(
+                f"stop[{place}]",
+                f"is {stop!r:.60}, allowed is a string of 1 to {limits.max_stop_chars} characters",
+            )
+    if len(params.stop_token_ids) > limits.max_stops:
+        raise RequestError(
+            "stop_token_ids",
+            f"has {len(params.stop_token_ids)} entries, allowed are {limits.max_stops}",
+        )
+    _tokens("stop_token_ids", params.stop_token_ids, limits)
+
+
+def validate(request: Request, limits: Limits) -> None:
+    """The gate: a request that passes can be run.
+
+    Raises:
+        RequestError: naming the field, its value and what is allowed.
+    """
+    validate_params(request.params, limits)
+    if not request.prompt_ids:
+        raise RequestError("prompt", "is empty, allowed is at least one token")
+    _tokens("prompt", request.prompt_ids, limits)
+    prompt, answer = len(request.prompt_ids), request.params.max_tokens
+    if prompt + answer > limits.max_context:
+        raise RequestError(
+            "max_tokens",
+            f"does not fit: this model's maximum context length is {limits.max_context} tokens, "
+            f"but {prompt + answer} were asked for ({prompt} in the prompt, {answer} for the "
+            "answer). Please reduce the length of either.",
+        )

@@ -1,0 +1,27 @@
+"""Runs the model over a step's batch, with the cache it owns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv2.engine.cache import allocate_cache
+from dsv2.kernels.registry import select
+from dsv2.model.transformer import Transformer
+from dsv2.ragged import RaggedBatch
+
+
+class Runner:
+    """A model and ``num_blocks`` blocks of latent cache in the dtype of its weights."""
+
+    def __init__(self, model: Transformer, num_blocks: int) -> None:
+        self.model = model
+        self.device = model.embed.device
+        select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
+        self._cache = allocate_cache(model.config, num_blocks, model.embed.dtype, self.device)
+
+    @torch.inference_mode()
+    def run(self, batch: RaggedBatch) -> Tensor:
+        """Write the batch's latents and return fp32 logits ``[L, vocabulary]``."""
+        logits, _ = self.model(batch, self._cache)
+        return logits

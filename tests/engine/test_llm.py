@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsv2 import LLM, SamplingParams
+from dsv2.engine.request import Request, RequestError
+from dsv2.ragged import RaggedBatch
+from dsv2.tokenizer import ChatError, StreamDecoder
+from dsv2.tokenizer.special import (
+    CALL_BEGIN,
+    CALL_END,
+    CALLS_BEGIN,
+    CALLS_END,
+    TOOL_SEP,
+)
+
+GREEDY = SamplingParams(max_tokens=20, temperature=0.0)
+PROMPTS = ["def f(x):", "import", "a b c d e " * 30, "class A:\n    pass\n" * 9, "x"]
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_folder: Path) -> LLM:
+    return LLM(tiny_folder, device="cpu", dtype="float32")
+
+
+def greedy_by_hand(llm: LLM, prompt: str, count: int) -> list[int]:
+    """The whole sequence through the model again for every token, without any cache."""
+    ids = [llm.tokenizer.bos_id, *llm.tokenizer.encode(prompt)]
+    start = len(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            logits, _ = llm.model(RaggedBatch.packed(torch.tensor(ids), [len(ids)]))
+            ids.append(int(logits[-1].argmax()))
+            if ids[-1] == llm.tokenizer.eos_id:
+                break
+    return ids[start:]
+
+
+def test_cached_batched_chunked_generation_equals_the_plain_loop(llm: LLM) -> None:
+    expected = [greedy_by_hand(llm, prompt, GREEDY.max_tokens) for prompt in PROMPTS]
+    assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
+    chunked = LLM(llm.folder, device="cpu", dtype="float32", max_sequences=3, max_step_tokens=7)
+    for one in (llm, chunked):
+        assert [list(done.token_ids) for done in one.generate(PROMPTS, GREEDY)] == expected
+
+
+def test_a_seed_gives_the_same_answer_alone_and_in_any_company(llm: LLM) -> None:
+    params = [SamplingParams(max_tokens=16, temperature=1.5, seed=n) for n in range(len(PROMPTS))]
+    together = [done.token_ids for done in llm.generate(PROMPTS, params)]
+    alone = [llm.generate(p, q)[0].token_ids for p, q in zip(PROMPTS, params, strict=True)]
+    backwards = [done.token_ids for done in llm.generate(PROMPTS[::-1], params[::-1])][::-1]
+    assert together == alone == backwards
+    other = llm.generate(PROMPTS[0], replace(params[0], seed=99))[0].token_ids
+    assert other != together[0]
+
+
+def test_without_a_seed_answers_differ(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=12, temperature=2.0)
+    assert len({done.token_ids for done in llm.generate(["a"] * 8, params)}) > 1
+
+
+def test_completions_say_why_they_ended(llm: LLM) -> None:
+    done = llm.generate("x", GREEDY)[0]
+    assert done.finish_reason == "length"
+    assert len(done.token_ids) == GREEDY.max_tokens
+    assert done.text == llm.tokenizer.decode(done.token_ids)
+    third = done.token_ids[2]
+    stopped = llm.generate("x", replace(GREEDY, stop_token_ids=[third]))[0]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == done.token_ids[: done.token_ids.index(third) + 1]
+    at_eos = llm.generate("x", replace(GREEDY, logit_bias={llm.tokenizer.eos_id: 100.0}))[0]
+    assert (at_eos.finish_reason, at_eos.text) == ("stop", "")
+    ignored = llm.generate(
+        "x", replace(GREEDY, logit_bias={llm.tokenizer.eos_id: 100.0}, ignore_eos=True)
+    )[0]
+    assert ignored.finish_reason == "length"
+
+
+def test_a_stop_string_ends_the_answer_and_frees_the_cache(llm: LLM) -> None:
+    whole = llm.generate("x", GREEDY)[0].text
+    stop = whole[len(whole) // 2 :][:2]
+    done = llm.generate("x", replace(GREEDY, stop=stop))[0]
+    assert done.finish_reason == "stop"
+    assert done.text == whole[: whole.index(stop)]
+    assert not llm.engine.has_work
+    pool = llm.engine._scheduler.pool
+    assert pool.num_free == pool.total
+
+
+def test_the_stream_is_the_completion_in_pieces(llm: LLM) -> None:
+    whole = llm.generate("x", GREEDY)[0]
+    deltas = list(llm.stream("x", GREEDY))
+    assert "".join(delta.text for delta in deltas) == whole.text
+    assert [delta.completion is not None for delta in deltas] == [False] * (len(deltas) - 1) + [
+        True
+    ]
+    last = deltas[-1].completion
+    assert last is not None
+    assert last.token_ids == whole.token_ids
+    assert last.timings.total >= last.timings.time_to_first_token > 0
+
+
+def test_closing_a_stream_frees_its_cache(llm: LLM) -> None:
+    stream = llm.stream("x", replace(GREEDY, max_tokens=400))
+    next(stream)
+    pool = llm.engine._scheduler.pool
+    assert pool.num_free < pool.total
+    stream.close()
+    assert pool.num_free == pool.total
+    assert not llm.engine.has_work
+
+
+def test_two_streams_at_once_do_not_lose_each_others_tokens(llm: LLM) -> None:
+    expected = [llm.generate(prompt, GREEDY)[0].text for prompt in ("x", "import")]
+    streams = [llm.stream("x", GREEDY), llm.stream("import", GREEDY)]
+    texts = ["", ""]
+    open_streams = {0, 1}
+    while open_streams:
+        for place in sorted(open_streams):
+            delta = next(streams[place], None)
+            if delta is None:
+                open_streams.discard(place)
+            else:
+                texts[place] += delta.text
+    assert texts == expected
+
+
+def test_logprobs_are_those_of_a_forward_over_the_answer(llm: LLM) -> None:
+    done = llm.generate("import", replace(GREEDY, logprobs=2))[0]
+    assert done.logprobs is not None
+    ids = torch.tensor([*done.prompt_ids, *done.token_ids])
+    with torch.inference_mode():
+        logits, _ = llm.model(RaggedBatch.packed(ids, [len(ids)]))
+    logs = logits.log_softmax(-1)[len(done.prompt_ids) - 1 : -1]
+    for step, (token, found) in enumerate(zip(done.token_ids, done.logprobs, strict=True)):
+        assert found.chosen == pytest.approx(float(logs[step, token]), abs=1e-4)
+        assert found.top[0][0] == token
+        assert len(found.top) == 2
+
+
+def test_a_sequence_with_bad_numbers_fails_alone(llm: LLM, tiny_folder: Path) -> None:
+    broken = LLM(tiny_folder, device="cpu", dtype="float32")
+    token = broken.tokenizer.encode("import")[-1]
+    with torch.no_grad():
+        broken.model.embed[token] = float("nan")
+    clean = [prompt for prompt in PROMPTS if prompt != "import"]
+    expected = [done.token_ids for done in llm.generate(clean, GREEDY)]
+    found = broken.generate([*clean[:2], "import", *clean[2:]], GREEDY)
+    assert found[2].finish_reason == "error"
+    assert [done.token_ids for done in (*found[:2], *found[3:])] == expected
+    # The failed sequence's blocks hold NaN; who gets them next must not see it.
+    again = broken.generate(clean, GREEDY)
+    assert [done.token_ids for done in again] == expected
+
+
+def test_nothing_runs_when_one_request_is_malformed(llm: LLM) -> None:
+    with pytest.raises(RequestError, match="temperature"):
+        llm.generate(["a", "b"], [GREEDY, replace(GREEDY, temperature=-1.0)])
+    with pytest.raises(RequestError, match="maximum context length"):
+        llm.generate("word " * 600, GREEDY)
+    with pytest.raises(RequestError, match="params"):
+        llm.generate(["a", "b"], [GREEDY])
+    assert not llm.engine.has_work
+
+
+def test_request_ids_are_unique(llm: LLM) -> None:
+    request = Request("twice", (1,), GREEDY)
+    llm.engine.add(request)
+    with pytest.raises(ValueError, match="in use"):
+        llm.engine.add(request)
+    llm.engine.abort("twice")
+    llm.engine.abort("twice")
+    assert not llm.engine.has_work
+
+
+def test_chat_renders_the_format_and_generates_from_it(llm: LLM) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    ids = llm.chat_format.render(messages, add_generation_prompt=True).ids
+    done = llm.chat(messages, GREEDY)[0]
+    assert list(done.prompt_ids) == ids
+    assert done.token_ids == llm.generate(ids, GREEDY)[0].token_ids  # type: ignore[arg-type]
+    both = llm.chat([messages, messages], GREEDY)
+    assert [one.token_ids for one in both] == [done.token_ids] * 2
+    with pytest.raises(ChatError, match="role"):
+        llm.chat([{"role": "robot", "content": "x"}], GREEDY)
+
+
+def test_tool_calls_are_read_from_tokens(llm: LLM) -> None:
+    tokens = llm.tokenizer
+    call = [
+        tokens.control(CALLS_BEGIN), tokens.control(CALL_BEGIN), *tokens.encode("function"),
+        tokens.control(TOOL_SEP), *tokens.encode('add\n```json\n{"a": 1}\n```'),
+        tokens.control(CALL_END), tokens.control(CALLS_END), tokens.eos_id,
+    ]  # fmt: skip
+    done = replace(llm.generate("x", GREEDY)[0], token_ids=tuple(call))
+    found = llm._with_tools(done)
+    assert [(one.name, json.loads(one.arguments)) for one in found.tool_calls] == [
+        ("add", {"a": 1})
+    ]
+    cut = llm._with_tools(replace(done, token_ids=tuple(call[:-4])))
+    assert cut.tool_calls == ()
+
+
+def test_options_out_of_bounds_are_refused(tiny_folder: Path) -> None:
+    for options, words in (
+        ({"device": "tpu9"}, "device"),
+        ({"dtype": "int3"}, "dtype"),
+        ({"cache_tokens": 5}, "cache_tokens"),
+        ({"backend": "nosuch"}, "nosuch"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            LLM(tiny_folder, **options)  # type: ignore[arg-type]
+
+
+def test_a_small_cache_bounds_the_context_and_still_serves_all(tiny_folder: Path, llm: LLM) -> None:
+    small = LLM(tiny_folder, device="cpu", dtype="float32", cache_tokens=128)
+    assert small.limits.max_context == 128
+    short = [prompt for prompt in PROMPTS if len(prompt) < 50]
+    expected = [done.token_ids for done in llm.generate(short, GREEDY)]
+    assert [done.token_ids for done in small.generate(short, GREEDY)] == expected
+
+
+def test_stream_decoder_and_output_agree(llm: LLM) -> None:
+    done = llm.generate("x", GREEDY)[0]
+    decoder = StreamDecoder(llm.tokenizer)
+    text = "".join(decoder.push(token) for token in done.token_ids) + decoder.finish()
+    assert text == done.text
