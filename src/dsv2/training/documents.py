@@ -87,7 +87,18 @@ def _lines(file: Path, conversations: bool) -> Iterator[Document | Malformed]:
             except (ValueError, RecursionError) as error:
                 yield Malformed(place, f"not valid JSON: {error}")
                 continue
-            yield _record(place, record, conversations)
+            document = _record(place, record, conversations)
+            if isinstance(document, Document) and not _is_text(document.text):
+                document = Malformed(place, "holds a lone surrogate, which is no character")
+            yield document
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _record(place: str, record: Any, conversations: bool) -> Document | Malformed:

@@ -8,6 +8,7 @@ import random
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -158,21 +159,24 @@ def _build(
     sft = config.stage == "sft"
     name = tokenizer.chat_format_name if config.chat is None else config.chat
     chat = chat_format(name, tokenizer)
-    writers = {
-        split: ShardWriter(folder / split, tokenizer.vocab_size, masked=sft) for split in SPLITS
-    }
     duplicates = Duplicates(config.filters.near_duplicate)
     reports = []
-    for source in config.sources:
-        report = SourceReport(str(source.path), source.weight)
-        reports.append(report)
-        for document in read_documents(source.path, conversations=sft):
-            if (kept := _examine(document, config, duplicates, report)) is not None:
-                _write(kept, source, config, tokenizer, chat, writers, report)
-            if on_document is not None:
-                on_document(report)
+    with ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(
+                ShardWriter(folder / split, tokenizer.vocab_size, masked=sft)
+            )
+            for split in SPLITS
+        }
+        for source in config.sources:
+            report = SourceReport(str(source.path), source.weight)
+            reports.append(report)
+            for document in read_documents(source.path, conversations=sft):
+                if (kept := _examine(document, config, duplicates, report)) is not None:
+                    _write(kept, source, config, tokenizer, chat, writers, report)
+                if on_document is not None:
+                    on_document(report)
     for split, writer in writers.items():
-        writer.close()
         if writer.documents == 0:
             if split == "train":
                 dropped = sum((report.dropped for report in reports), Counter[str]())

@@ -11,7 +11,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,10 @@ def digest(path: Path) -> str:
 
 
 class ShardWriter:
-    """Appends documents to a folder of shards; :meth:`close` makes it readable."""
+    """Appends documents to a folder of shards, as a context manager that makes it readable.
+
+    After an error the folder has no manifest, and so is no data set.
+    """
 
     def __init__(
         self, folder: Path, vocab_size: int, *, masked: bool, shard_tokens: int = SHARD_TOKENS
@@ -58,6 +62,21 @@ class ShardWriter:
         self._files: list[IO[bytes]] = []
         folder.mkdir(parents=True)
         self._ends: IO[bytes] = (folder / DOCUMENTS).open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._finish()
+        else:
+            for file in (*self._files, self._ends):
+                file.close()
 
     def add(self, ids: Sequence[int], mask: Sequence[bool] | None, text_bytes: int) -> None:
         """Append one document.
@@ -97,8 +116,7 @@ class ShardWriter:
             for name in files:
                 files[name] = digest(self.folder / name)
 
-    def close(self) -> dict[str, Any]:
-        """Write the manifest and return it."""
+    def _finish(self) -> None:
         self._close_shard()
         self._ends.close()
         manifest: dict[str, Any] = {
@@ -114,7 +132,6 @@ class ShardWriter:
         }
         manifest["fingerprint"] = _fingerprint(manifest)
         (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", "utf-8")
-        return manifest
 
 
 def _fingerprint(manifest: dict[str, Any]) -> str:
