@@ -6,19 +6,25 @@ from typing import Any
 
 import torch
 
+from dsv2.model.config import ModelConfig
 from dsv2.model.transformer import Transformer
+
+
+def stock_config(config: ModelConfig) -> Any:
+    """transformers' own configuration of the same architecture, with eager attention."""
+    from transformers import DeepseekV2Config
+
+    published = config.to_published("float32")
+    for key in ("architectures", "model_type", "torch_dtype"):
+        published.pop(key)
+    return DeepseekV2Config(**published, attn_implementation="eager")
 
 
 def stock_model(model: Transformer) -> Any:
     """A stock fp32 ``DeepseekV2ForCausalLM`` (eager attention) holding ``model``'s weights."""
-    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+    from transformers import DeepseekV2ForCausalLM
 
-    published = model.config.to_published("float32")
-    for key in ("architectures", "model_type", "torch_dtype"):
-        published.pop(key)
-    theirs = DeepseekV2ForCausalLM(
-        DeepseekV2Config(**published, attn_implementation="eager")
-    ).eval()
+    theirs = DeepseekV2ForCausalLM(stock_config(model.config)).eval()
     state = theirs.state_dict()
     ours = dict(model.named_parameters())
     moved = set()

@@ -29,6 +29,13 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_INDEX_BYTES = 64 << 20
 MAX_SHARD_BYTES = 5_000_000_000
+NAMED_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+}
+"""The dtypes that weights may have in memory, by the names users give."""
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -168,10 +175,11 @@ def _memory_dtype(dtype: torch.dtype | str, first: tuple[str, SafetensorsFile]) 
     if dtype == "auto":
         name, file = first
         return DTYPES[file.entries[name].dtype]
-    named = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    if dtype not in named:
-        raise ModelLoadError(f"dtype {dtype!r} is unknown, allowed are auto, {', '.join(named)}")
-    return named[dtype]
+    if dtype not in NAMED_DTYPES:
+        raise ModelLoadError(
+            f"dtype {dtype!r} is unknown, allowed are auto, {', '.join(NAMED_DTYPES)}"
+        )
+    return NAMED_DTYPES[dtype]
 
 
 def _check_memory(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dsv2.checkpoint import load_model, resolve
-from dsv2.checkpoint.weights import available_bytes
+from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import block_bytes
 from dsv2.engine.engine import Engine, TokenOutput
@@ -361,11 +361,10 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device, folder: Path) -> torch.dtype:
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name in kinds:
-        return kinds[name]
+    if name in NAMED_DTYPES:
+        return NAMED_DTYPES[name]
     if name != "auto":
-        raise ValueError(f"dtype is {name!r}, allowed are auto, {', '.join(kinds)}")
+        raise ValueError(f"dtype is {name!r}, allowed are auto, {', '.join(NAMED_DTYPES)}")
     if device.type == "cuda":
         return torch.bfloat16
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -34,9 +34,15 @@ class BackendError(ValueError):
 def implements(
     op: str, backend: str, devices: tuple[str, ...] = ("cpu", "cuda", "meta")
 ) -> Callable[[Kernel], Kernel]:
-    """Enter the decorated function as ``backend``'s version of ``op`` on ``devices``."""
+    """Enter the decorated function as ``backend``'s version of ``op`` on ``devices``.
+
+    Raises:
+        BackendError: it has one already.
+    """
 
     def enter(kernel: Kernel) -> Kernel:
+        if (op, backend) in _TABLE:
+            raise BackendError(f"backend {backend!r} has a version of op {op!r} already")
         _TABLE[op, backend] = (kernel, frozenset(devices))
         return kernel
 

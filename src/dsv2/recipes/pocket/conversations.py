@@ -10,6 +10,7 @@ from typing import Any
 
 from dsv2.recipes.pocket import basics as basics_module
 from dsv2.recipes.pocket.arithmetic import Problem, problems
+from dsv2.recipes.pocket.corpus import texts_of
 from dsv2.recipes.pocket.facts import FACTS
 from dsv2.recipes.pocket.functions import Function, functions_of
 
@@ -41,6 +42,9 @@ ASK_UNNAMED = (
     "Write a function to {lower}.",
     "Write a Python function to {lower}.",
     "How do I {lower} in Python?",
+    "Write a function that {third}.",
+    "Write a Python function that {third}.",
+    "Give me a function which {third}.",
 )
 ASK_COMPLETION = ("Complete this function:\n\n{head}", "Finish this code.\n\n{head}")
 ASK_MEANING = ("What does this function do?\n\n{code}", "Explain this code.\n\n{code}")
@@ -130,6 +134,19 @@ def system(text: str) -> Turn:
     return {"role": "system", "content": text}
 
 
+def third_person(purpose: str) -> str:
+    """``Return the sum`` as ``returns the sum``."""
+    verb, space, rest = purpose.partition(" ")
+    verb = verb[0].lower() + verb[1:]
+    if verb.endswith(("ch", "sh", "ss", "x", "o")):
+        verb += "es"
+    elif verb.endswith("y") and verb[-2:-1] not in tuple("aeiou"):
+        verb = f"{verb[:-1]}ies"
+    elif not verb.endswith("s"):
+        verb += "s"
+    return verb + space + rest
+
+
 def code_block(source: str) -> str:
     """Python between fences."""
     return f"```python\n{source.rstrip()}\n```"
@@ -150,7 +167,7 @@ class Builder:
             question = words.format(a=problem.left, b=problem.right)
         else:
             question = self.dice.choice(ASK_NUMBER).format(q=problem.question)
-        return question, f"{problem.question} = {problem.answer}"
+        return self._vary(question), f"{problem.question} = {problem.answer}"
 
     def number(self, problem: Problem | None = None) -> list[Turn]:
         """A sum or a difference, sometimes under a system message that asks for the number."""
@@ -179,7 +196,9 @@ class Builder:
             parameters=", ".join(function.parameters),
             purpose=function.purpose,
             lower=function.purpose[0].lower() + function.purpose[1:],
+            third=third_person(function.purpose),
         )
+        question = self._vary(question)
         if self.dice.random() < 0.1:
             return [system(CODE_ONLY), user(question), assistant(function.short.rstrip())]
         return [user(question), assistant(code_block(function.short))]
@@ -187,10 +206,15 @@ class Builder:
     def fact(self, place: int | None = None) -> list[Turn]:
         """A question about the project, or small talk."""
         questions, answer = FACTS[place % len(FACTS)] if place else self.dice.choice(FACTS)
-        question = self.dice.choice(questions)
+        return [user(self._vary(self.dice.choice(questions))), assistant(answer)]
+
+    def _vary(self, question: str) -> str:
+        """The same with less care, as people type: no mark at the end, no capital."""
+        if self.dice.random() < 0.25:
+            question = question.rstrip("?!.")
         if self.dice.random() < 0.2:
-            question = question.lower().rstrip("!.")
-        return [user(question), assistant(answer)]
+            question = question[0].lower() + question[1:]
+        return question
 
     def echo(self) -> list[Turn]:
         """Words to repeat, count or reverse: attention has to look back for the answer."""
@@ -283,10 +307,9 @@ def _call(
 def read_functions(code: Path) -> list[Function]:
     """The functions of a ``code.jsonl``, each name and purpose once."""
     found: dict[tuple[str, str], Function] = {}
-    with code.open(encoding="utf-8") as lines:
-        for line in lines:
-            for function in functions_of(json.loads(line)["text"]):
-                found.setdefault((function.name, function.purpose), function)
+    for text in texts_of(code):
+        for function in functions_of(text):
+            found.setdefault((function.name, function.purpose), function)
     return list(found.values())
 
 
@@ -299,7 +322,7 @@ def conversations(functions: Sequence[Function], *, seed: int = 0) -> Iterator[C
     for function in functions:
         yield {"messages": builder.function(function)}
     basics = list(functions_of(Path(str(basics_module.__file__)).read_text(encoding="utf-8")))
-    for _ in range(60):
+    for _ in range(100):
         for function in basics:
             yield {"messages": builder.function(function)}
     makers: tuple[tuple[int, Callable[[], list[Turn]]], ...] = (

@@ -130,7 +130,7 @@ def write_corpus(folder: Path) -> Path:
     """Write ``folder/{train,validation}/{code,prose,arithmetic}.jsonl`` and ``files.tsv``.
 
     Returns:
-        The list of files: owner, name, SHA-256, split.
+        The list of files: owner, name, the first 16 digits of its SHA-256, split.
     """
     for split in SPLITS:
         (folder / split).mkdir(parents=True, exist_ok=True)
@@ -142,7 +142,7 @@ def write_corpus(folder: Path) -> Path:
     listing = folder / "files.tsv"
     with listing.open("w", encoding="utf-8") as lines:
         for file in source_files():
-            lines.write(f"{file.owner}\t{file.name}\t{file.digest}\t{file.split}\n")
+            lines.write(f"{file.owner}\t{file.name}\t{file.digest[:16]}\t{file.split}\n")
             kind = "code" if file.is_code else "prose"
             _append(outputs[file.split, kind], file.text)
             if file.is_code:
@@ -156,6 +156,13 @@ def write_corpus(folder: Path) -> Path:
         for text in arithmetic_texts():
             _append(output, text)
     return listing
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """The texts of a JSONL file that :func:`write_corpus` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)["text"]
 
 
 def _append(output: object, text: str) -> None:

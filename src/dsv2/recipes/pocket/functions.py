@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_LINES = 24
-MAX_CHARS = 900
+MAX_LINES = 14
+MAX_CHARS = 600
 _OPENING = re.compile(r'[rRuU]?"""')
 _NAME = re.compile(r"[a-z][a-z0-9_]{2,40}")
 

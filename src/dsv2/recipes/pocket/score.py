@@ -1,0 +1,170 @@
+"""What pocket's card states: bits per byte, parseable functions, sums, expert load."""
+
+from __future__ import annotations
+
+import lzma
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsv2.engine.llm import LLM
+from dsv2.engine.request import SamplingParams
+from dsv2.model.transformer import Transformer
+from dsv2.ragged import RaggedBatch
+from dsv2.recipes.pocket.arithmetic import problems
+from dsv2.recipes.pocket.conversations import ASK_FUNCTION, read_functions
+from dsv2.recipes.pocket.corpus import texts_of
+from dsv2.recipes.pocket.functions import Function, parses
+from dsv2.tokenizer import Tokenizer
+from dsv2.training.losses import next_token_loss
+
+GREEDY = SamplingParams(max_tokens=320, temperature=0.0)
+_NUMBER = re.compile(r"-?\d+")
+_FENCE = re.compile(r"```(?:python)?\n(.*?)(?:```|\Z)", re.S)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Bits per UTF-8 byte of a text, and of ``xz -9`` on the whole of it.
+
+    Attributes:
+        text_bytes: bytes of the text.
+        bits_per_byte: by the model's name.
+        xz: of the compressor.
+    """
+
+    text_bytes: int
+    bits_per_byte: dict[str, float]
+    xz: float
+
+
+@torch.inference_mode()
+def bits_per_byte(
+    model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], window: int
+) -> tuple[float, torch.Tensor | None]:
+    """Bits per byte over ``texts``, and the experts' loads ``[layers, E]`` while at it.
+
+    Every text starts behind a BOS; a long one is read in windows, each of which knows the last
+    token of the one before and nothing else of it.
+    """
+    total, size = 0.0, 0
+    loads: torch.Tensor | None = None
+    for text in texts:
+        ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+        size += len(text.encode())
+        for start in range(0, len(ids) - 1, window):
+            part = ids[start : start + window + 1]
+            tokens = torch.tensor(part[:-1], device=model.embed.device)
+            targets = torch.tensor(part[1:], device=model.embed.device)
+            loss = next_token_loss(model, RaggedBatch.packed(tokens, [len(tokens)]), targets)
+            total += float(loss.nll)
+            if loss.stats.layers:
+                counts = loss.stats.expert_counts
+                loads = counts if loads is None else loads + counts
+    return total / math.log(2) / size, loads
+
+
+def xz_bits_per_byte(texts: Sequence[str]) -> float:
+    """Bits per byte of ``xz -9`` on the texts one after another."""
+    whole = "".join(texts).encode()
+    return 8 * len(lzma.compress(whole, preset=9)) / len(whole)
+
+
+def sums_right(llm: LLM) -> dict[str, Any]:
+    """Exact match on every held-out sum and difference, asked in a chat."""
+    asked = [problem for problem in problems() if problem.held_out]
+    talks = [[{"role": "user", "content": f"What is {p.question}?"}] for p in asked]
+    params = SamplingParams(max_tokens=24, temperature=0.0)
+    right = {"+": 0, "-": 0}
+    for problem, done in zip(asked, llm.chat(talks, params), strict=True):
+        numbers = _NUMBER.findall(done.text.replace("- ", "-").rpartition("=")[2])
+        right[problem.sign] += bool(numbers) and int(numbers[-1]) == problem.answer
+    return {
+        "asked": len(asked),
+        "right": sum(right.values()),
+        "share": sum(right.values()) / len(asked),
+    }
+
+
+def function_body(text: str) -> str:
+    """The lines of a completion that belong to the function: up to the first that dedents."""
+    kept = []
+    for line in text.splitlines():
+        if line.strip() and not line.startswith((" ", "\t")):
+            break
+        kept.append(line)
+    return "\n".join(kept) + "\n"
+
+
+def completions_parse(llm: LLM, functions: Sequence[Function]) -> dict[str, Any]:
+    """Share of held-out functions whose completion from signature and docstring parses.
+
+    A completion that is still unfinished when its tokens run out counts as it is.
+    """
+    done = llm.generate([function.opening for function in functions], GREEDY)
+    good = sum(
+        bool(function_body(one.text).strip()) and parses(function.opening + function_body(one.text))
+        for function, one in zip(functions, done, strict=True)
+    )
+    return {"asked": len(functions), "parse": good, "share": good / len(functions)}
+
+
+def requests_parse(llm: LLM, functions: Sequence[Function]) -> dict[str, Any]:
+    """Share of chat answers to requests for held-out functions that hold Python that parses."""
+    asked = [function for function in functions if not function.is_method]
+    talks = [
+        [
+            {
+                "role": "user",
+                "content": ASK_FUNCTION[0].format(name=one.name, purpose=one.purpose),
+            }
+        ]
+        for one in asked
+    ]
+    good = 0
+    for one in llm.chat(talks, GREEDY):
+        found = _FENCE.search(one.text)
+        good += found is not None and "def " in found[1] and parses(found[1])
+    return {"asked": len(asked), "parse": good, "share": good / len(asked)}
+
+
+def held_out_functions(corpus: Path) -> list[Function]:
+    """Functions of held-out files that no training file has as well."""
+    known = {function.body for function in read_functions(corpus / "train" / "code.jsonl")}
+    found = read_functions(corpus / "validation" / "code.jsonl")
+    return [function for function in found if function.body not in known]
+
+
+def score(
+    corpus: Path, tokenizer: Tokenizer, bases: dict[str, Transformer], chat: LLM
+) -> dict[str, Any]:
+    """All figures of the card.
+
+    Args:
+        corpus: the folder that :func:`dsv2.recipes.pocket.corpus.write_corpus` wrote.
+        tokenizer: of all models.
+        bases: the pre-trained models to compare by bits per byte, by name.
+        chat: the tuned model.
+    """
+    result: dict[str, Any] = {}
+    for kind in ("code", "prose"):
+        texts = list(dict.fromkeys(texts_of(corpus / "validation" / f"{kind}.jsonl")))
+        found: dict[str, float] = {}
+        for name, model in bases.items():
+            window = model.config.max_position_embeddings
+            found[name], loads = bits_per_byte(model, tokenizer, texts, window)
+            if loads is not None and kind == "code":
+                load = loads.float() / loads.float().mean(1, keepdim=True)
+                result["expert_load"] = {"max": float(load.max()), "min": float(load.min())}
+        size = sum(len(text.encode()) for text in texts)
+        result[kind] = asdict(Compression(size, found, xz_bits_per_byte(texts)))
+    functions = held_out_functions(corpus)
+    result["completions"] = completions_parse(chat, functions)
+    result["requests"] = requests_parse(chat, functions)
+    result["arithmetic"] = sums_right(chat)
+    return result
