@@ -35,6 +35,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
     },
     "odd sizes": {"vocab_size": 131, "hidden_size": 40, "num_hidden_layers": 5},
+    "dense": dict.fromkeys(
+        ("n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size")
+    ),
 }  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_round_trip_bit_for_bit(tmp_path: Path, name: str, dtype: torch.dtype, l
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["lite", "v2", "odd sizes"])
+@pytest.mark.parametrize("name", ["lite", "v2", "odd sizes", "dense"])
 def test_stock_transformers_reads_what_we_write(tmp_path: Path, name: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -87,6 +88,9 @@ def root(
 
 def main() -> None:
     """Run the program; what a user did wrong is one line on standard error and exit code 2."""
+    # torch's threads otherwise spin while they wait; beside any other busy program that makes a
+    # small model ten times slower. OpenMP reads this when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except (ValueError, OSError) as error:

@@ -106,6 +106,12 @@ class RouterConfig(BaseModel):
     scale: float
 
 
+_EXPERT_FIELDS = (
+    "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "moe_intermediate_size",
+    "n_group", "topk_group",
+)  # fmt: skip
+
+
 class ModelConfig(BaseModel):
     """A model of the DeepSeek-V2 architecture (report, sections 2 and 3.1.2)."""
 
@@ -148,6 +154,22 @@ class ModelConfig(BaseModel):
     initializer_range: Annotated[Number, Field(ge=0, le=10)] = 0.02
     bos_token_id: TokenId | None = None
     eos_token_id: TokenId | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, fields: Any) -> Any:
+        """Spell out what other readers need as numbers, as the published files have it: the one
+        group of greedy routing (vLLM), and the dense layers of a model without experts."""
+        if not isinstance(fields, dict):
+            return fields
+        fields = dict(fields)
+        if fields.get("n_routed_experts") is None:
+            fields["first_k_dense_replace"] = fields.get("num_hidden_layers", 0)
+        elif fields.get("topk_method", "greedy") == "greedy":
+            for name in ("n_group", "topk_group"):
+                if fields.get(name) is None:
+                    fields[name] = 1
+        return fields
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -301,6 +323,11 @@ class ModelConfig(BaseModel):
         """The content of a ``config.json`` that stock transformers and vLLM read."""
         fields = self.model_dump(mode="json")
         fields["num_key_value_heads"] = self.num_attention_heads
+        if self.n_routed_experts is None:
+            # transformers knows no model of this type without experts: their sizes are left out,
+            # and every layer comes before the first that would have some.
+            for name in _EXPERT_FIELDS:
+                fields.pop(name)
         return {
             "architectures": [ARCHITECTURE],
             "model_type": MODEL_TYPE,

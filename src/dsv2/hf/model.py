@@ -1,35 +1,21 @@
-"""``import dsv2.hf`` makes transformers' Auto classes load our model and tokenizer.
-
-Programs written for the published models run as they are: ``AutoTokenizer``,
-``AutoModelForCausalLM`` and ``GenerationConfig``, from transformers or from modelscope. No code
-from a checkpoint is ever executed, whatever ``trust_remote_code`` says.
-"""
+"""Our model in transformers' form."""
 
 from __future__ import annotations
 
-import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BatchEncoding,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
 from transformers import DeepseekV2Config as NativeConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import cached_file
 
 from dsv2.checkpoint import load_model, save_model
-from dsv2.checkpoint.hub import pocket_folder
+from dsv2.checkpoint.hub import PATTERNS
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.engine import Engine
 from dsv2.engine.request import MAX_SEED, Limits, Request, SamplingParams
@@ -39,11 +25,6 @@ from dsv2.model.config import ModelConfig
 from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
-from dsv2.tokenizer import Tokenizer, chat_format
-
-MODEL_TYPE = "deepseek_v2"
-POCKET = str(pocket_folder())
-"""The folder of the model that the package ships, as ``from_pretrained`` takes it."""
 
 _IGNORED = {
     "trust_remote_code", "attn_implementation", "low_cpu_mem_usage", "use_safetensors",
@@ -53,7 +34,7 @@ _IGNORED = {
 """Options of ``from_pretrained`` that change nothing here: there is one implementation of attention
 and of loading, and no remote code."""
 
-_HUB = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 _SUPPORTED = {
     "max_length", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_k", "top_p",
@@ -65,82 +46,6 @@ _SUPPORTED = {
 
 class DeepseekV2Config(NativeConfig):
     """The published ``config.json``; the class is ours so that the Auto classes find our model."""
-
-
-class DeepseekTokenizer(PreTrainedTokenizerFast):
-    """The published tokenizer as it is stored, with chat formats in code.
-
-    Unlike the Llama class that published files name, it keeps the stored pre-tokenizer and
-    decoder, without which current releases of transformers lose spaces.
-    """
-
-    @classmethod
-    def from_pretrained(cls, name: Any, *inputs: Any, **kwargs: Any) -> DeepseekTokenizer:
-        """Load ``tokenizer.json``; see transformers."""
-        for option in ("trust_remote_code", "use_fast"):
-            kwargs.pop(option, None)
-        made: DeepseekTokenizer = super().from_pretrained(name, *inputs, **kwargs)
-        return made
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Any],
-        tools: Sequence[Any] | None = None,
-        *,
-        add_generation_prompt: bool = False,
-        tokenize: bool = True,
-        return_tensors: str | None = None,
-        return_dict: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        """The tokens of a conversation, with no text of a message read as a control token.
-
-        Args:
-            conversation: messages, or a list of conversations.
-            tools: functions in OpenAI's form.
-            add_generation_prompt: end where the assistant is to speak.
-            tokenize: False for the text, control tokens included.
-            return_tensors: ``pt`` for a tensor ``[1, T]`` (left-padded ``[B, T]`` for several).
-            return_dict: also the attention mask, as a BatchEncoding.
-
-        Raises:
-            ChatError: a message is malformed.
-            TypeError: an option that is not followed.
-        """
-        unknown = {name for name, value in kwargs.items() if value not in (None, False)}
-        if unknown:
-            raise TypeError(f"apply_chat_template does not follow {', '.join(sorted(unknown))}")
-        several = bool(conversation) and not isinstance(conversation[0], Mapping)
-        talks = list(conversation) if several else [conversation]
-        ours = Tokenizer(json.loads(self.backend_tokenizer.to_str()), self._settings())
-        formatted = chat_format(ours.chat_format_name, ours)
-        rows = [
-            formatted.render(
-                talk, tools=tools or (), add_generation_prompt=add_generation_prompt
-            ).ids
-            for talk in talks
-        ]
-        if not tokenize:
-            texts = [ours.decode(row, skip_special_tokens=False) for row in rows]
-            return texts if several else texts[0]
-        if return_tensors not in (None, "pt"):
-            raise TypeError(f"return_tensors is {return_tensors!r}, allowed are None and 'pt'")
-        if return_tensors is None and not return_dict:
-            return rows if several else rows[0]
-        width = max(map(len, rows))
-        pad = self.pad_token_id if self.pad_token_id is not None else self.eos_token_id
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])
-        if not return_dict:
-            return ids
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return BatchEncoding({"input_ids": ids, "attention_mask": mask})
-
-    def _settings(self) -> dict[str, Any]:
-        return {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "chat_template": self.chat_template,
-        }
 
 
 class DeepseekV2ForCausalLM(PreTrainedModel):
@@ -186,7 +91,7 @@ class DeepseekV2ForCausalLM(PreTrainedModel):
             TypeError: an option that is not followed.
             ValueError: a device map over several devices.
         """
-        hub = {key: kwargs.pop(key) for key in _HUB if key in kwargs}
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         unknown = sorted(key for key in kwargs if key not in _IGNORED)
         if args or unknown:
             raise TypeError(f"from_pretrained does not follow {', '.join(unknown) or args}")
@@ -405,44 +310,5 @@ def _warn_of_missing_devices(max_memory: Mapping[Any, Any] | None) -> None:
 def _folder(name: str | Path, hub: dict[str, Any]) -> Path:
     if Path(name).is_dir():
         return Path(name)
-    from huggingface_hub import snapshot_download
-
-    from dsv2.checkpoint.hub import PATTERNS
-
     hub.pop("subfolder", None)
     return Path(snapshot_download(str(name), allow_patterns=PATTERNS, **hub))
-
-
-def _is_ours(name: Any, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a folder or repository holds a model of this architecture."""
-    hub = {key: kwargs[key] for key in _HUB if key in kwargs}
-    path = cached_file(
-        name, "config.json", _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False, _raise_exceptions_for_gated_repo=False,
-        **hub,
-    )  # fmt: skip
-    if path is None:
-        return False
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    return isinstance(content, dict) and content.get("model_type") == MODEL_TYPE
-
-
-def register() -> None:
-    """Enter our classes into transformers' Auto classes; importing this module does it."""
-    AutoConfig.register(MODEL_TYPE, DeepseekV2Config, exist_ok=True)
-    AutoModelForCausalLM.register(DeepseekV2Config, DeepseekV2ForCausalLM, exist_ok=True)
-    if getattr(AutoTokenizer.from_pretrained, "__name__", "") == "tokenizer_from_pretrained":
-        return
-    usual = AutoTokenizer.from_pretrained
-
-    # The Auto class follows the class name in a checkpoint's tokenizer_config.json before anything
-    # registered, and published checkpoints name the wrong one; so its entry is wrapped.
-    def tokenizer_from_pretrained(name: Any, *inputs: Any, **kwargs: Any) -> Any:
-        if _is_ours(name, kwargs):
-            return DeepseekTokenizer.from_pretrained(name, *inputs, **kwargs)
-        return usual(name, *inputs, **kwargs)
-
-    AutoTokenizer.from_pretrained = staticmethod(tokenizer_from_pretrained)
-
-
-register()

@@ -1,0 +1,57 @@
+"""What the README shows is run as it stands there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PROGRAMS = [
+    code
+    for code in re.findall(r"```python\n(.*?)```", README, re.S)
+    if "import dsv2.hf" not in code  # tests/hf runs those
+]
+USE = README.split("## Use")[1].split("## ")[0]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", USE, re.S)
+    for line in block.splitlines()
+    if "dsv2 " in line
+]
+
+
+def test_there_is_something_to_run() -> None:
+    assert len(PROGRAMS) == 1
+    assert len(COMMANDS) == 4
+    start = re.search(r"## Start.*?```bash\n(.*?)```", README, re.S)
+    assert start is not None
+    assert [line.split("#")[0].strip() for line in start[1].splitlines()] == [
+        "make run", "make test",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
+def test_programs_run(code: str) -> None:
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        exec(compile(code, "README", "exec"), {})
+    assert "Multi-head Latent Attention" in output.getvalue()
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_run(line: str) -> None:
+    before, _, command = line.rpartition("|")
+    stdin = " ".join(shlex.split(before)[1:]) if before else "/exit\n"
+    words = [sys.executable, "-m", *shlex.split(command)]
+    done = subprocess.run(
+        words, input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
