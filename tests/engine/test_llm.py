@@ -162,6 +162,9 @@ def test_nothing_runs_when_one_request_is_malformed(llm: LLM) -> None:
         llm.generate("word " * 600, GREEDY)
     with pytest.raises(RequestError, match="params"):
         llm.generate(["a", "b"], [GREEDY])
+    for nothing in ([], ""):
+        with pytest.raises((RequestError, ChatError)):
+            list(llm.stream(nothing, GREEDY) if nothing == [] else llm.chat([], GREEDY))
     assert not llm.engine.has_work
 
 

@@ -62,6 +62,7 @@ class Conversation:
 
     def run(self, read: Callable[[], str]) -> None:
         """Read and answer lines until /exit or the end of input."""
+        self.console.print(f"[dim]{self.llm.description}[/dim]")
         self.console.print("[dim]/help lists the commands, /exit leaves.[/dim]")
         while self.open:
             try:

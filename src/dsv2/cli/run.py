@@ -47,6 +47,7 @@ def run(
         done = llm.generate(prompt, params)[0] if raw else llm.chat(messages, params)[0]
         facts = {
             "model": model,
+            "runs": llm.description,
             "text": done.text,
             "finish_reason": done.finish_reason,
             "prompt_tokens": len(done.prompt_ids),
@@ -68,6 +69,7 @@ def run(
     if verbose and last is not None:
         timings = last.timings
         typer.echo(
+            f"{llm.description}: "
             f"{len(last.prompt_ids)} prompt tokens at {timings.prefill_tokens_per_second:.1f}/s, "
             f"{len(last.token_ids)} new tokens at {timings.decode_tokens_per_second:.1f}/s, "
             f"first after {timings.time_to_first_token:.3f} s, stopped by {last.finish_reason}",

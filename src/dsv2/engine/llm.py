@@ -28,6 +28,7 @@ from dsv2.engine.request import (
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
+from dsv2.kernels.registry import chosen
 from dsv2.shapes import BLOCK_SIZE
 from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, ToolCall, chat_format
 
@@ -165,6 +166,13 @@ class LLM:
         self._answers: dict[str, _Answer] = {}
         self._count = 0
 
+    @property
+    def description(self) -> str:
+        """What runs where: model, device, dtype, and the backend of the ops."""
+        dtype = str(self.model.embed.dtype).removeprefix("torch.")
+        backend = chosen("attention_block", self.model.backend, self.device.type)
+        return f"{self.folder.name} on {self.device} in {dtype}, ops of {backend!r}"
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -222,7 +230,7 @@ class LLM:
         Args:
             prompt: text, token ids, or the messages of a chat.
         """
-        talk = not isinstance(prompt, str) and isinstance(prompt[0], (Message, Mapping))
+        talk = not isinstance(prompt, str) and isinstance(next(iter(prompt), 0), (Message, Mapping))
         ids = self.chat_ids(prompt, tools) if talk else self._prompt_ids(prompt)  # type: ignore[arg-type]
         answer = self._start(ids, params or SamplingParams())
         name = answer.request.id

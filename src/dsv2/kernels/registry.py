@@ -61,8 +61,8 @@ def backends() -> tuple[str, ...]:
 
 
 @cache
-def select(op: str, backend: str = "auto", device: str = "cpu") -> Callable[..., Any]:
-    """The function that computes ``op`` on ``device``.
+def chosen(op: str, backend: str = "auto", device: str = "cpu") -> str:
+    """The name of the backend that computes ``op`` on ``device``.
 
     Raises:
         BackendError: the backend is unknown, or has no such op on this device.
@@ -74,10 +74,15 @@ def select(op: str, backend: str = "auto", device: str = "cpu") -> Callable[...,
     candidates = ORDER[device] if backend == "auto" else (backend,)
     for name in candidates:
         _load(name)
-        kernel, devices = _TABLE.get((op, name), (None, frozenset()))
-        if kernel is not None and device in devices:
-            return kernel
+        if (op, name) in _TABLE and device in _TABLE[op, name][1]:
+            return name
     raise BackendError(f"backend {backend!r} has no op {op!r} for device {device!r}")
+
+
+@cache
+def select(op: str, backend: str = "auto", device: str = "cpu") -> Callable[..., Any]:
+    """The function that computes ``op`` on ``device``; errors as :func:`chosen`."""
+    return _TABLE[op, chosen(op, backend, device)][0]
 
 
 def has(op: str, backend: str) -> bool:

@@ -60,8 +60,9 @@ On text that was held out by the hash of each file, and on sums that no training
 {prose_xz:.3f} |
 
 The dense twin has the same attention, {dense_active:,} active parameters, and saw the same tokens \
-in the same order. Both are the models before fine-tuning. `xz -9` compresses all the text as one \
-file; the models see at most {context} tokens at a time.
+in the same order. Both are the models before fine-tuning. The text is as much of the held-out \
+files, in the order of their hashes, as fits 1.2 MB. `xz -9` compresses it as one file; the models \
+see at most {context} tokens at a time.
 
 | | |
 |---|---|
