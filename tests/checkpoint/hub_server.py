@@ -1,4 +1,4 @@
-"""A hub that speaks as much of Hugging Face's protocol as its client uses to fetch a model."""
+"""A hub that speaks as much of Hugging Face's and ModelScope's protocols as a pull uses."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 COMMIT = "a" * 40
 LARGE = 20_000
@@ -64,6 +65,12 @@ def serve(repository: str, folder: Path) -> Iterator[Hub]:
                 return self.send(200, json.dumps(self.info()).encode(), {})
             if path.startswith(f"/api/models/{hub.repository}/tree/"):
                 return self.send(200, json.dumps(self.tree()).encode(), {})
+            if path == f"/api/v1/models/{hub.repository}/repo/files":
+                content = {"Code": 200, "Success": True, "Data": {"Files": self.listing()}}
+                return self.send(200, json.dumps(content).encode(), {})
+            if path == f"/api/v1/models/{hub.repository}/repo":
+                name = parse_qs(urlsplit(self.path).query)["FilePath"][0]
+                return self.send_file(hub.folder / Path(name).name)
             found = re.fullmatch(rf"/{hub.repository}/resolve/[\w.-]+/(.+)", path)
             if found is None or not (hub.folder / found[1]).is_file():
                 return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -86,6 +93,16 @@ def serve(repository: str, folder: Path) -> Iterator[Hub]:
                     entry["lfs"] = {"oid": etag, "size": size, "pointerSize": 100}
                 entries.append(entry)
             return entries
+
+        def listing(self) -> list[dict[str, Any]]:
+            return [
+                {
+                    "Path": path.name, "Name": path.name, "Type": "blob", "Revision": COMMIT,
+                    "Size": path.stat().st_size, "IsLFS": path.stat().st_size >= LARGE,
+                    "Sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                }
+                for path in sorted(hub.folder.iterdir())
+            ]  # fmt: skip
 
         def send_file(self, path: Path) -> None:
             content = path.read_bytes()

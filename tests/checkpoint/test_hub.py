@@ -36,6 +36,7 @@ def run(tmp_path: Path, hub: Hub) -> Run:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0",
             "DSV2_HOME": str(tmp_path / "dsv2"), "HF_HUB_DISABLE_XET": "1",
+            "MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_CACHE": str(tmp_path / "modelscope"),
         } | changes  # fmt: skip
         return subprocess.run(
             [sys.executable, "-m", "dsv2", *arguments], env=environment, text=True,
@@ -86,6 +87,26 @@ def test_a_pull_that_broke_off_goes_on_where_it_stopped(run: Run, hub: Hub) -> N
     assert (folder / "more.safetensors").read_bytes() == content
     ranges = [found for _, path, found in hub.requests if path.endswith("more.safetensors")]
     assert any(found is not None and not found.startswith("bytes=0-") for found in ranges)
+
+
+def test_modelscope_is_pulled_verified_and_removed_alike(run: Run, hub: Hub) -> None:
+    pulled = run("pull", REPOSITORY, "--hub", "modelscope")
+    assert pulled.returncode == 0, pulled.stderr
+    folder = Path(pulled.stdout.strip().splitlines()[-1])
+    assert not (folder / "modeling_evil.py").exists()
+    listed = json.loads(run("list", "--json").stdout)
+    assert [(row["model"], row["hub"]) for row in listed[1:]] == [(REPOSITORY, "modelscope")]
+    answer = run("run", REPOSITORY, "hello", "--max-tokens", "3", "--json")
+    assert json.loads(answer.stdout)["completion_tokens"] <= 3
+    raw = bytearray((folder / "model.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(raw)
+    assert "damaged files: model.safetensors" in run("verify", REPOSITORY).stderr
+    assert run("rm", REPOSITORY, "--yes").returncode == 0
+    assert not folder.exists()
+    missing = run("pull", "someone/else", "--hub", "modelscope")
+    assert missing.returncode == 2
+    assert "does not give someone/else" in missing.stderr
 
 
 def test_damage_is_found_by_checksum(run: Run, hub: Hub) -> None:

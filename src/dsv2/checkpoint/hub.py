@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -224,21 +225,32 @@ def _pull_modelscope(repository: str, revision: str | None) -> Path:
     if importlib.util.find_spec("modelscope") is None:
         raise HubError("hub 'modelscope' needs its client: pip install modelscope")
     import requests
-    from modelscope import HubApi, snapshot_download
-    from modelscope.hub.errors import NotExistError
+    from modelscope import snapshot_download
+    from modelscope_hub.errors import HubError as ClientError
 
-    _check_reachable(MODELSCOPE)
+    endpoint = os.environ.get("MODELSCOPE_ENDPOINT") or MODELSCOPE
+    _check_reachable(endpoint)
     folder = _modelscope_root() / repository
     try:
-        listed = HubApi().get_model_files(repository, revision=revision, recursive=True)
         snapshot_download(
             repository, revision=revision, local_dir=str(folder), allow_patterns=PATTERNS
         )
-    except (requests.RequestException, ConnectionError, NotExistError, TimeoutError) as error:
-        raise HubError(f"modelscope does not give {repository}: {error}") from error
-    sums = {one["Path"]: one["Sha256"] for one in listed if (folder / one["Path"]).is_file()}
-    (folder / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        sums = _modelscope_sums(endpoint, repository, revision or "master")
+    except (requests.RequestException, ConnectionError, ClientError, TimeoutError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise HubError(f"{endpoint} does not give {repository}: {reason}") from error
+    kept = {name: found for name, found in sums.items() if (folder / name).is_file()}
+    (folder / CHECKSUMS).write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return folder
+
+
+def _modelscope_sums(endpoint: str, repository: str, revision: str) -> dict[str, str]:
+    """SHA-256 of each file, from the listing itself: the client does not pass them on."""
+    query = urllib.parse.urlencode({"Revision": revision, "Recursive": "true"})
+    address = f"{endpoint}/api/v1/models/{repository}/repo/files?{query}"
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+        listed = json.load(answer)["Data"]["Files"]
+    return {one["Path"]: one["Sha256"] for one in listed if one.get("Sha256")}
 
 
 def verify(model: PulledModel, on_file: Callable[[str], None] | None = None) -> list[str]:
