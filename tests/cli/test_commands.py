@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from rich.console import Console
 from dsv2 import LLM, SamplingParams
 from dsv2.cli.chat import Conversation
 from tests.text import sources
+from tests.training.make import recipe, write_shards
 
 
 def dsv2(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -120,6 +123,30 @@ validation_rows: 2
     assert list(run.glob("*.png"))
     answered = dsv2("run", str(run / "model"), "x", "--max-tokens", "4", "--json")
     assert json.loads(answered.stdout)["completion_tokens"] <= 4
+
+
+def test_ctrl_c_saves_the_state_of_a_training(tmp_path: Path) -> None:
+    data = write_shards(tmp_path / "data", [40, 70, 33] * 6)
+    recipe_file = tmp_path / "recipe.yaml"
+    recipe_file.write_text(recipe(data, tokens=10**9).model_dump_json())
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dsv2", "train", str(recipe_file), "--out", str(run), "--json"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    metrics = run / "metrics.jsonl"
+    for _ in range(400):
+        if metrics.exists() and metrics.read_text().count("\n") >= 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "stopping after this step" in err
+    summary = json.loads(out)
+    assert summary["done"] is False
+    assert summary["steps"] >= 3
+    assert list((run / "state").glob("step-*"))
 
 
 class Talk:

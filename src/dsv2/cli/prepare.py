@@ -83,6 +83,8 @@ def prepare(
         }
     )
     reports = build(config, out, overwrite=overwrite)
+    if validation > 0 and not any(report.tokens["validation"] for report in reports):
+        typer.echo(f"no document fell into the validation share of {validation}", err=True)
     if as_json:
         typer.echo(json.dumps([vars(report) for report in reports]))
         return

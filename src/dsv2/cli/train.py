@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,20 @@ def train(
     from dsv2.training.loop import MODEL_FOLDER, run
 
     config = load_recipe(recipe, overrides or ())
-    trainer = run(config, out, quiet=as_json, stop_after=stop_after)
+    asked: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # A second Ctrl-C does not wait.
+        typer.echo("stopping after this step", err=True)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        trainer = run(
+            config, out, quiet=as_json, stop_after=stop_after, should_stop=lambda: bool(asked)
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     progress = trainer.progress
     summary = {
         "steps": progress.step,

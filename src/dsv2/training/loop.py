@@ -32,7 +32,7 @@ MODEL_FOLDER = "model"
 CONFIG_FILE = "config.resolved.json"
 
 
-class TrainingError(RuntimeError):
+class TrainingError(ValueError):
     """A run cannot go on: non-finite numbers in a row, or a resume that does not fit."""
 
 
@@ -272,6 +272,7 @@ def run(
     quiet: bool = False,
     stop_after: int | None = None,
     on_step: Callable[[Trainer, StepResult], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
     """Train into ``folder``: resume what is there, save states, export the model at the end.
 
@@ -281,6 +282,7 @@ def run(
         quiet: no progress display.
         stop_after: leave after this many steps of this call, with a state saved.
         on_step: called after every step.
+        should_stop: asked after every step; True leaves as ``stop_after`` does.
 
     Returns:
         The trainer, at the end of its run.
@@ -295,7 +297,7 @@ def run(
         with Metrics(folder, config.tokens, trainer.progress.step, quiet) as metrics:
             if state is not None:
                 metrics.say(f"resumed at step {trainer.progress.step} from {state.path}")
-            _train(trainer, folder, metrics, stop_after, on_step)
+            _train(trainer, folder, metrics, stop_after, on_step, should_stop)
     finally:
         trainer.close()
     if trainer.done:
@@ -309,6 +311,7 @@ def _train(
     metrics: Metrics,
     stop_after: int | None,
     on_step: Callable[[Trainer, StepResult], None] | None,
+    should_stop: Callable[[], bool],
 ) -> None:
     config, progress = trainer.config, trainer.progress
     held_out = config.data.validation
@@ -316,8 +319,10 @@ def _train(
     since, spent = time.monotonic(), progress.tokens
     last_step = None if stop_after is None else progress.step + stop_after
     saved = progress.step
-    while not trainer.done and (last_step is None or progress.step < last_step):
+    stopping = False
+    while not trainer.done and not stopping:
         result = trainer.step()
+        stopping = progress.step == last_step or should_stop()
         if on_step is not None:
             on_step(trainer, result)
         if not result.applied:
@@ -325,7 +330,7 @@ def _train(
                 f"step {progress.step}: skipped, loss {result.loss} and gradient norm "
                 f"{result.norm} are not both finite"
             )
-        ends = trainer.done or progress.step == last_step
+        ends = trainer.done or stopping
         validated = validation is not None and (progress.step % config.validate_every == 0 or ends)
         if progress.step % config.log_every == 0 or ends or validated or not result.applied:
             now = time.monotonic()

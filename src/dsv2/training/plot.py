@@ -45,8 +45,11 @@ def _curves(axis: Any, lines: list[dict[str, Any]], keys: list[str], title: str)
         points = [(line["tokens"], line[key]) for line in lines if line.get(key) is not None]
         if points:
             axis.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else "")
+    from matplotlib.ticker import EngFormatter
+
     axis.set_title(title)
     axis.set_xlabel("tokens")
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
     if len(keys) > 1:
         axis.legend()
@@ -61,6 +64,7 @@ def _expert_load(axis: Any, lines: list[dict[str, Any]]) -> None:
         axis.set_axis_off()
         return
     image = axis.imshow(loads[-1], aspect="auto", cmap="viridis", vmin=0, vmax=2)
+    axis.set_yticks(range(len(loads[-1])))
     axis.set_xlabel("expert")
     axis.set_ylabel("MoE layer")
     axis.figure.colorbar(image, ax=axis)
