@@ -30,6 +30,8 @@ class RaggedBatch:
         logit_rows: ``[L]`` rows whose logits are wanted, or None for all T.
         host_lengths: new tokens of each sequence on the host, where the maker of the batch knows
             them; it spares the wait for the device.
+        generated: for each sequence whether its new tokens are a model's own rather than a
+            prompt's, which decides the form of attention; None takes single tokens for generated.
     """
 
     tokens: Tensor
@@ -40,6 +42,7 @@ class RaggedBatch:
     slots: Tensor | None = None
     logit_rows: Tensor | None = None
     host_lengths: tuple[int, ...] | None = None
+    generated: tuple[bool, ...] | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from dsv2.kernels import composites
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import count
 from dsv2.model.init import init_weights
@@ -120,6 +121,35 @@ def test_cached_chunked_ragged_equals_the_full_forward(name: str, form: str, bac
         torch.testing.assert_close(
             torch.cat(pieces[which]), alone(model, one), atol=2e-5, rtol=1e-4
         )
+
+
+@torch.inference_mode()
+def test_the_kind_of_token_decides_the_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last token of a prompt is a prompt's, also when a chunk holds it alone."""
+    model = build("lite", "torch")
+    cached = Cached(model, sequences(8, 8))
+    cached.step({0: 7, 1: 7}, "expanded")
+    used: list[str] = []
+    for name in ("_expanded", "_absorbed"):
+        usual = getattr(composites, name)
+        monkeypatch.setattr(
+            composites, name, lambda *a, n=name, f=usual: (used.append(n), f(*a))[1]
+        )
+    batch = RaggedBatch(
+        tokens=torch.tensor([1, 2], dtype=torch.int32),
+        positions=torch.tensor([7, 7], dtype=torch.int32),
+        cu_q=torch.tensor([0, 1, 2], dtype=torch.int32),
+        kv_len=torch.tensor([8, 8], dtype=torch.int32),
+        block_table=torch.tensor([[b[0]] for b in cached.blocks], dtype=torch.int32),
+        slots=torch.tensor([b[0] * BLOCK_SIZE + 7 for b in cached.blocks], dtype=torch.int32),
+    )
+    for generated, forms in (
+        ((False, False), {"_expanded"}), ((True, True), {"_absorbed"}),
+        ((False, True), {"_expanded", "_absorbed"}), (None, {"_absorbed"}),
+    ):  # fmt: skip
+        used.clear()
+        model(replace(batch, generated=generated), cached.cache)
+        assert set(used) == forms
 
 
 @torch.inference_mode()

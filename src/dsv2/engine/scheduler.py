@@ -43,6 +43,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def in_answer(self) -> bool:
+        """Whether the next token to compute is one that was generated."""
+        return self.computed >= len(self.request.prompt_ids)
+
+    @property
     def blocks_needed(self) -> int:
         """Cache blocks for the longest it can become."""
         longest = len(self.request.prompt_ids) + self.request.params.max_tokens

@@ -63,6 +63,8 @@ def _absorbed_sequences(
         return [True] * len(q_lens)
     if form != "auto":
         raise ValueError(f"form {form!r} is unknown, allowed are auto, expanded, absorbed")
+    if batch.generated is not None:
+        return list(batch.generated)
     lengths = batch.kv_len.tolist()
     return [new == 1 and total > 1 for new, total in zip(q_lens, lengths, strict=True)]
 

@@ -152,8 +152,8 @@ class Ops(Protocol):
 
         ``expanded`` builds keys and values from the latent: fit for many queries over few keys.
         ``absorbed`` folds W^UK into the query and W^UV into the output, and reads only the latent:
-        fit for decode. ``auto`` takes absorbed for sequences with one new token behind a cached
-        prefix and expanded for the others.
+        fit for decode. ``auto`` takes absorbed for generated tokens and expanded for prompts,
+        however they are batched; see :class:`RaggedBatch`.
         """
         ...
 
