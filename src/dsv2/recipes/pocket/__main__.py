@@ -1,6 +1,6 @@
 """``python -m dsv2.recipes.pocket``: build pocket from nothing, each step once.
 
-Run it again to go on where it stopped; remove a step's folder to do that step again.
+Run it again to go on where it stopped; remove a step's ``.done`` file to do that step again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dsv2.tokenizer import Tokenizer
 from dsv2.tokenizer.train import train_bpe
 from dsv2.training.config import load_recipe
 from dsv2.training.filters import FilterConfig
-from dsv2.training.loop import CONFIG_FILE, run
+from dsv2.training.loop import run
 from dsv2.training.prepare import PrepareConfig, Source, prepare
 
 VOCAB_SIZE = 8192
@@ -78,7 +78,7 @@ class Build:
                 min_chars=200, max_line_chars=200, max_repeated_lines=0.7, near_duplicate=0.8
             ),
         )
-        prepare(config, self.out / "shards")
+        prepare(config, self.out / "shards", overwrite=True)
 
     def pretrain(self) -> None:
         """Pre-train pocket."""
@@ -100,7 +100,7 @@ class Build:
             validation=0.01,
             max_tokens=CONTEXT,
         )
-        prepare(config, self.out / "conversations")
+        prepare(config, self.out / "conversations", overwrite=True)
 
     def sft(self) -> None:
         """Fine-tune on them."""
@@ -122,7 +122,7 @@ class Build:
     def card(self) -> None:
         """Put the tuned model, its card and the list of files into one folder."""
         final = self.out / "card"
-        shutil.copytree(self.out / "sft" / "model", final)
+        shutil.copytree(self.out / "sft" / "model", final, dirs_exist_ok=True)
         shutil.copy(self.out / "corpus" / FILES, final)
         scores = json.loads((self.out / "scores" / SCORES).read_text(encoding="utf-8"))
         runs = {name: self.out / name for name in ("pretrain", "dense", "sft")}
@@ -142,12 +142,9 @@ class Build:
         changes = [f"{key}={json.dumps(str(self.out / place))}" for key, place in places.items()]
         run(load_recipe(recipe, [*changes, f"device={self.device}"]), self.out / name)
 
-    def finished(self, name: str) -> bool:
-        """Whether a step's result is there; a training that was stopped is not finished."""
-        folder = self.out / name
-        if (folder / CONFIG_FILE).exists():
-            return (folder / "model").is_dir()
-        return folder.is_dir() and not (name == "corpus" and not (folder / FILES).exists())
+    def marker(self, name: str) -> Path:
+        """The file that says a step ended; a step that was cut off has none and is done again."""
+        return self.out / f"{name}.done"
 
 
 STEPS: tuple[tuple[str, Callable[[Build], None]], ...] = (
@@ -169,11 +166,12 @@ def main(
     build = Build(out, device)
     out.mkdir(parents=True, exist_ok=True)
     for name, step in STEPS[: names.index(until) + 1]:
-        if build.finished(name):
+        if build.marker(name).exists():
             typer.echo(f"{name}: there already")
             continue
         typer.echo(f"{name}: {(step.__doc__ or '').splitlines()[0]}")
         step(build)
+        build.marker(name).touch()
 
 
 if __name__ == "__main__":
