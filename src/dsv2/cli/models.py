@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from dsv2.checkpoint.hub import PulledModel
 
 Name = Annotated[str, typer.Argument(help="A release such as v2-lite-chat, or owner/model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -21,11 +24,13 @@ def pull(
     ] = True,
 ) -> None:
     """Fetch a model; the same command resumes where it stopped."""
+    from dsv2.checkpoint.hub import PulledModel, repository_of
     from dsv2.checkpoint.hub import pull as fetch
 
     folder = fetch(name, hub, revision)
     if check:
-        verify(name)
+        # The copy just fetched, not one of the same name from another hub or revision.
+        _compare(PulledModel(repository_of(name) or name, hub, revision or "", folder, 0))
     typer.echo(str(folder))
 
 
@@ -85,15 +90,20 @@ def rm(
 
 def verify(name: Name) -> None:
     """Compare a pulled model's files with the hub's checksums."""
-    from dsv2.checkpoint.hub import HubError, find_pulled
+    from dsv2.checkpoint.hub import find_pulled
+
+    _compare(find_pulled(name))
+
+
+def _compare(model: PulledModel) -> None:
+    from dsv2.checkpoint.hub import HubError
     from dsv2.checkpoint.hub import verify as compare
 
-    model = find_pulled(name)
     damaged = compare(model)
     if damaged:
         raise HubError(
             f"{model.repository}: damaged files: {', '.join(damaged)}; delete the model with "
-            f"dsv2 rm {name} and pull it again"
+            f"dsv2 rm {model.repository} and pull it again"
         )
     typer.echo(f"{model.repository}: all files are whole", err=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dsv2.kernels.registry import select
@@ -38,13 +37,3 @@ def next_token_loss(
     op = select("linear_cross_entropy", model.backend, hidden.device.type)
     nll = op(hidden, weight, targets.clamp_min(0), counted.float())
     return LossParts(nll=nll, balance=stats.balance_loss, stats=stats)
-
-
-@torch.no_grad()
-def mean_loss(model: Transformer, batches: list[tuple[RaggedBatch, Tensor]]) -> float:
-    """Mean next-token loss in nats over several batches."""
-    total, count = 0.0, 0
-    for batch, targets in batches:
-        total += float(next_token_loss(model, batch, targets).nll)
-        count += int((targets >= 0).sum())
-    return total / max(count, 1)

@@ -7,7 +7,7 @@ import json
 import random
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,7 +118,6 @@ def prepare(
     out: Path,
     *,
     overwrite: bool = False,
-    on_document: Callable[[SourceReport], None] | None = None,
 ) -> list[SourceReport]:
     """Write ``out/train`` and, where documents are held out, ``out/validation``, and a report.
 
@@ -135,7 +134,7 @@ def prepare(
     shutil.rmtree(building, ignore_errors=True)
     try:
         building.mkdir(parents=True)
-        reports = _build(config, tokenizer, building, on_document)
+        reports = _build(config, tokenizer, building)
         content = {
             "config": config.model_dump(mode="json"),
             "sources": [vars(report) for report in reports],
@@ -154,7 +153,6 @@ def _build(
     config: PrepareConfig,
     tokenizer: Tokenizer,
     folder: Path,
-    on_document: Callable[[SourceReport], None] | None,
 ) -> list[SourceReport]:
     sft = config.stage == "sft"
     name = tokenizer.chat_format_name if config.chat is None else config.chat
@@ -174,8 +172,6 @@ def _build(
             for document in read_documents(source.path, conversations=sft):
                 if (kept := _examine(document, config, duplicates, report)) is not None:
                     _write(kept, source, config, tokenizer, chat, writers, report)
-                if on_document is not None:
-                    on_document(report)
     for split, writer in writers.items():
         if writer.documents == 0:
             if split == "train":

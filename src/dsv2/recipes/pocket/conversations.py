@@ -203,9 +203,9 @@ class Builder:
             return [system(CODE_ONLY), user(question), assistant(function.short.rstrip())]
         return [user(question), assistant(code_block(function.short))]
 
-    def fact(self, place: int | None = None) -> list[Turn]:
+    def fact(self) -> list[Turn]:
         """A question about the project, or small talk."""
-        questions, answer = FACTS[place % len(FACTS)] if place else self.dice.choice(FACTS)
+        questions, answer = self.dice.choice(FACTS)
         return [user(self._vary(self.dice.choice(questions))), assistant(answer)]
 
     def _vary(self, question: str) -> str:
