@@ -189,8 +189,8 @@ def test_a_file_cut_while_it_is_read_is_an_error(
     path = tmp_path / "m" / SINGLE
     opened = weights.open_safetensors
 
-    def open_and_cut(given: Path) -> Any:
-        file = opened(given)
+    def open_and_cut(given: Path, *, state: bool) -> Any:
+        file = opened(given, state=state)
         os.truncate(path, path.stat().st_size // 2)
         return file
 

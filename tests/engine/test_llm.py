@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dsv2 import LLM, SamplingParams
+from dsv2 import LLM, SamplingParams, load_model
 from dsv2.engine.request import Request, RequestError
+from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
 from dsv2.tokenizer import ChatError, StreamDecoder
 from dsv2.tokenizer.special import (
@@ -24,26 +26,37 @@ GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 PROMPTS = ["def f(x):", "import", "a b c d e " * 30, "class A:\n    pass\n" * 9, "x"]
 
 
+@pytest.fixture(scope="module", params=["cpu", "torch"])
+def llm(tiny_folder: Path, request: pytest.FixtureRequest) -> LLM:
+    return LLM(tiny_folder, device="cpu", dtype="float32", backend=request.param)
+
+
 @pytest.fixture(scope="module")
-def llm(tiny_folder: Path) -> LLM:
-    return LLM(tiny_folder, device="cpu", dtype="float32")
+def plain(tiny_folder: Path) -> Transformer:
+    return load_model(tiny_folder, dtype="float32", backend="reference")
 
 
-def greedy_by_hand(llm: LLM, prompt: str, count: int) -> list[int]:
+def greedy_by_hand(model: Transformer, llm: LLM, prompt: str, count: int) -> list[int]:
     """The whole sequence through the model again for every token, without any cache."""
     ids = [llm.tokenizer.bos_id, *llm.tokenizer.encode(prompt)]
     start = len(ids)
     with torch.inference_mode():
         for _ in range(count):
-            logits, _ = llm.model(RaggedBatch.packed(torch.tensor(ids), [len(ids)]))
+            logits, _ = model(RaggedBatch.packed(torch.tensor(ids), [len(ids)]))
             ids.append(int(logits[-1].argmax()))
     return ids[start:]
 
 
-def test_cached_batched_chunked_generation_equals_the_plain_loop(llm: LLM) -> None:
-    expected = [greedy_by_hand(llm, prompt, GREEDY.max_tokens) for prompt in PROMPTS]
+def test_cached_batched_chunked_generation_equals_the_plain_loop(
+    llm: LLM, plain: Transformer
+) -> None:
+    expected = [greedy_by_hand(plain, llm, prompt, GREEDY.max_tokens) for prompt in PROMPTS]
     assert len({tuple(tokens) for tokens in expected}) == len(PROMPTS)
-    chunked = LLM(llm.folder, device="cpu", dtype="float32", max_sequences=3, max_step_tokens=7)
+    backend = llm.description.split()[-1] if "torch" in llm.description else "cpu"
+    chunked = LLM(
+        llm.folder, device="cpu", dtype="float32", backend=backend,
+        max_sequences=3, max_step_tokens=7,
+    )  # fmt: skip
     for one in (llm, chunked):
         assert [list(done.token_ids) for done in one.generate(PROMPTS, GREEDY)] == expected
 
@@ -127,12 +140,12 @@ def test_two_streams_at_once_do_not_lose_each_others_tokens(llm: LLM) -> None:
     assert texts == expected
 
 
-def test_logprobs_are_those_of_a_forward_over_the_answer(llm: LLM) -> None:
+def test_logprobs_are_those_of_a_forward_over_the_answer(llm: LLM, plain: Transformer) -> None:
     done = llm.generate("import", replace(GREEDY, logprobs=2))[0]
     assert done.logprobs is not None
     ids = torch.tensor([*done.prompt_ids, *done.token_ids])
     with torch.inference_mode():
-        logits, _ = llm.model(RaggedBatch.packed(ids, [len(ids)]))
+        logits, _ = plain(RaggedBatch.packed(ids, [len(ids)]))
     logs = logits.log_softmax(-1)[len(done.prompt_ids) - 1 : -1]
     for step, (token, found) in enumerate(zip(done.token_ids, done.logprobs, strict=True)):
         assert found.chosen == pytest.approx(float(logs[step, token]), abs=1e-4)
@@ -140,11 +153,23 @@ def test_logprobs_are_those_of_a_forward_over_the_answer(llm: LLM) -> None:
         assert len(found.top) == 2
 
 
-def test_a_sequence_with_bad_numbers_fails_alone(llm: LLM, tiny_folder: Path) -> None:
-    broken = LLM(tiny_folder, device="cpu", dtype="float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "torch"])
+def test_a_sequence_with_bad_numbers_fails_alone(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    backend, dtype = ("torch", "float32") if dtype == "torch" else ("cpu", dtype)
+    llm, broken = (LLM(tiny_folder, device="cpu", dtype=dtype, backend=backend) for _ in range(2))
     token = broken.tokenizer.encode("import")[-1]
-    with torch.no_grad():
-        broken.model.embed[token] = float("nan")
+    if isinstance(broken.model, Transformer):
+        with torch.no_grad():
+            broken.model.embed[token] = float("nan")
+    else:
+        embed = broken.model.executor.embed
+
+        def poisoned(handle: Any, ids: torch.Tensor) -> torch.Tensor:
+            return embed(handle, ids).masked_fill((ids == token).unsqueeze(1), float("nan"))
+
+        monkeypatch.setattr(broken.model.executor, "embed", poisoned)
     clean = [prompt for prompt in PROMPTS if prompt != "import"]
     expected = [done.token_ids for done in llm.generate(clean, GREEDY)]
     found = broken.generate([*clean[:2], "import", *clean[2:]], GREEDY)

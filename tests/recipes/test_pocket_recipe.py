@@ -4,13 +4,13 @@ import importlib.metadata
 import json
 import math
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
 import torch
 
 from dsv2 import LLM
+from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
 from dsv2.recipes.pocket import basics
 from dsv2.recipes.pocket.arithmetic import Problem, problems
@@ -128,7 +128,8 @@ def test_a_completion_ends_where_the_function_does() -> None:
 
 
 def test_bits_per_byte_are_those_of_the_models_own_probabilities(tiny_folder: Path) -> None:
-    llm = LLM(tiny_folder, device="cpu", dtype="float32")
+    llm = LLM(tiny_folder, device="cpu", dtype="float32", backend="torch")
+    assert isinstance(llm.model, Transformer)
     text = "def f(x):\n    return x\n" * 4
     found, loads = bits_per_byte(llm.model, llm.tokenizer, [text], 512)
     ids = [llm.tokenizer.bos_id, *llm.tokenizer.encode(text)]
@@ -150,5 +151,5 @@ def test_xz_is_measured_on_the_whole() -> None:
 
 @pytest.mark.parametrize("name", ["pretrain", "dense", "sft"])
 def test_the_recipes_are_valid(name: str) -> None:
-    config = load_recipe(Path(str(files("dsv2.recipes.pocket"))) / f"{name}.yaml")
+    config = load_recipe(Path(str(basics.__file__)).with_name(f"{name}.yaml"))
     assert config.tokens > 10**7

@@ -14,7 +14,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def repository_of(name: str) -> str | None:
 
 def pocket_folder() -> Path:
     """The folder of the model that the package ships."""
-    return Path(str(files("dsv2"))) / "pocket"
+    return Path(__file__).parents[1] / "pocket"
 
 
 def resolve(name: str | Path) -> Path:

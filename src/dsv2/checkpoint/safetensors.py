@@ -20,9 +20,10 @@ from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_STATE_DTYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32, "U8": torch.uint8}
+_STATE_DTYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32}
+_STATE_DTYPES |= {"U8": torch.uint8, "I8": torch.int8}
 _NAMES = {dtype: name for name, dtype in _STATE_DTYPES.items()}
-_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1}
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1}
 
 
 class ModelLoadError(ValueError):
@@ -52,6 +53,10 @@ class SafetensorsFile:
     path: Path
     data_start: int
     entries: dict[str, TensorEntry]
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of tensor ``name``."""
+        return _STATE_DTYPES[self.entries[name].dtype]
 
     def read_into(self, name: str, destination: Tensor) -> None:
         """Read tensor ``name`` into ``destination``, converting its dtype where it differs.

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsv2.checkpoint.hub import resolve
-from dsv2.checkpoint.names import Place, place_of, published_shapes
+from dsv2.checkpoint.names import Place, place_of, published_name, published_shapes
 from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
@@ -90,10 +90,30 @@ def load_model(
 
 def _locate(folder: Path, config: ModelConfig) -> dict[str, SafetensorsFile]:
     """Every tensor of the model and the checked file that holds it, in file order."""
+    # Some writers store the tied head as well; it must be the embedding then.
+    ignored = ("lm_head.weight",) if config.tie_word_embeddings else ()
+    return locate_files(folder, published_shapes(config), ignored=ignored)
+
+
+def locate_files(
+    folder: Path, wanted: dict[str, tuple[int, ...]], *, ignored: Collection[str] = (),
+    state: bool = False,
+) -> dict[str, SafetensorsFile]:  # fmt: skip
+    """The checked file of each wanted tensor, in file order.
+
+    Args:
+        folder: with one file, or several and an index.
+        wanted: name and shape of every tensor there must be.
+        ignored: names that may be there too.
+        state: allow integer dtypes.
+
+    Raises:
+        ModelLoadError: a file or tensor is missing, surplus or misshapen.
+    """
     paths = _shards(folder)
     found: dict[str, SafetensorsFile] = {}
     for path, promised in paths.items():
-        file = open_safetensors(path)
+        file = open_safetensors(path, state=state)
         if promised is not None and promised != set(file.entries):
             missing = sorted(promised - set(file.entries)) or sorted(set(file.entries) - promised)
             raise ModelLoadError(f"{path}: the index disagrees on {_some(missing)}")
@@ -101,10 +121,8 @@ def _locate(folder: Path, config: ModelConfig) -> dict[str, SafetensorsFile]:
             if name in found:
                 raise ModelLoadError(f"{path}: tensor {name} is also in {found[name].path.name}")
             found[name] = file
-    wanted = published_shapes(config)
-    if config.tie_word_embeddings:
-        # Some writers store the tied head as well; it must be the embedding then.
-        found.pop("lm_head.weight", None)
+    for name in ignored:
+        found.pop(name, None)
     problems = []
     if missing := [name for name in wanted if name not in found]:
         problems.append(f"missing {_some(missing)}")
@@ -167,6 +185,52 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
         if not path.is_file():
             raise ModelLoadError(f"{path}: the shard that the index names is missing")
     return shards
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of the model, experts stacked."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, shape in published_shapes(config).items():
+        place = place_of(name)
+        assert place is not None
+        experts = () if place.expert is None else (config.n_routed_experts or 0,)
+        shapes[place.parameter] = (*experts, *shape)
+    return shapes
+
+
+class PublishedFiles:
+    """The weights of a folder in the published layout, by the model's parameter names.
+
+    Raises:
+        ModelLoadError: files are missing, damaged or not of the configuration.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig) -> None:
+        self._files = _locate(folder, config)
+        self._shapes = parameter_shapes(config)
+
+    def fetch(self, parameter: str) -> Tensor:
+        """A parameter in the dtype it is stored in; experts are stacked.
+
+        Raises:
+            ModelLoadError: it cannot be read, or holds NaN or infinity.
+        """
+        shape = self._shapes[parameter]
+        stacked = ".experts." in parameter
+        names = [
+            published_name(Place(parameter, expert))
+            for expert in (range(shape[0]) if stacked else (None,))
+        ]
+        dtype = self._files[names[0]].dtype_of(names[0])
+        whole = torch.empty(shape, dtype=dtype)
+        for expert, name in enumerate(names):
+            target = whole[expert] if stacked else whole
+            self._files[name].read_into(name, target)
+            if not bool(torch.isfinite(target).all()):
+                raise ModelLoadError(
+                    f"{self._files[name].path}: tensor {name} holds NaN or infinity"
+                )
+        return whole
 
 
 def _memory_dtype(dtype: torch.dtype | str, first: tuple[str, SafetensorsFile]) -> torch.dtype:

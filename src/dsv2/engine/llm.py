@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from dsv2.checkpoint import load_model, resolve
+from dsv2.checkpoint import load_model, load_packed, resolve
+from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import block_bytes
@@ -28,7 +29,10 @@ from dsv2.engine.request import (
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
-from dsv2.kernels.registry import chosen
+from dsv2.kernels.executor import make_executor
+from dsv2.kernels.formats import SCHEMES
+from dsv2.model.packed import PackedModel
+from dsv2.model.transformer import Transformer
 from dsv2.shapes import BLOCK_SIZE
 from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, ToolCall, chat_format
 
@@ -119,9 +123,12 @@ class LLM:
     Args:
         model: a folder, a pulled release or ``pocket``.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        dtype: of weights and cache: ``auto``, ``float32`` or ``bfloat16``. ``auto`` is bfloat16 on
-            a GPU; on a CPU float32 where that takes less than half of the free memory.
+        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8`` and
+            ``int4``, to which a checkpoint is converted while it is read. ``auto`` is bfloat16 on
+            a GPU; on a CPU what is stored if that is quantised, else float32 where that takes less
+            than half of the free memory.
         backend: of the model's ops; ``auto`` takes the fastest there is.
+        threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
@@ -139,6 +146,7 @@ class LLM:
         device: str | torch.device = "auto",
         dtype: str = "auto",
         backend: str = "auto",
+        threads: int | None = None,
         max_sequences: int = 16,
         max_step_tokens: int = 2048,
         cache_tokens: int | None = None,
@@ -146,11 +154,12 @@ class LLM:
         self.folder = resolve(model)
         self.device = _device(device)
         self.tokenizer = Tokenizer.from_folder(self.folder)
-        kind = _dtype(dtype, self.device, self.folder)
-        self.model = load_model(self.folder, dtype=kind, device=self.device, backend=backend)
+        self.model = _load(self.folder, dtype, self.device, backend, threads)
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
-        blocks = _num_blocks(cache_tokens, max_sequences, self.config, kind, self.device)
+        blocks = _num_blocks(
+            cache_tokens, max_sequences, self.config, self.model.cache_dtype, self.device
+        )
         self.limits = Limits(
             vocab_size=self.config.vocab_size,
             max_context=min(self.config.max_position_embeddings, blocks * BLOCK_SIZE),
@@ -168,10 +177,8 @@ class LLM:
 
     @property
     def description(self) -> str:
-        """What runs where: model, device, dtype, and the backend of the ops."""
-        dtype = str(self.model.embed.dtype).removeprefix("torch.")
-        backend = chosen("attention_block", self.model.backend, self.device.type)
-        return f"{self.folder.name} on {self.device} in {dtype}, ops of {backend!r}"
+        """What runs where: model, device, format of the weights, and the backend of the ops."""
+        return f"{self.folder.name} on {self.device} in {self.model.description}"
 
     def generate(
         self,
@@ -368,15 +375,33 @@ def _device(name: str | torch.device) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device, folder: Path) -> torch.dtype:
-    if name in NAMED_DTYPES:
-        return NAMED_DTYPES[name]
-    if name != "auto":
-        raise ValueError(f"dtype is {name!r}, allowed are auto, {', '.join(NAMED_DTYPES)}")
-    if device.type == "cuda":
-        return torch.bfloat16
+def _load(
+    folder: Path, dtype: str, device: torch.device, backend: str, threads: int | None
+) -> Transformer | PackedModel:
+    """The model in the requested format, packed where the backend runs whole layers."""
+    allowed = ("auto", *NAMED_DTYPES, *SCHEMES)
+    if dtype not in allowed:
+        raise ValueError(f"dtype is {dtype!r}, allowed are {', '.join(allowed)}")
+    packed = backend == "cpu" or (device.type == "cpu" and backend == "auto")
+    stored = stored_scheme(folder)
+    if packed:
+        weights = (stored or _fitting(folder)) if dtype == "auto" else dtype
+        return load_packed(folder, make_executor(backend, device.type, threads), weights=weights)
+    if stored is not None or dtype in SCHEMES:
+        raise ValueError(
+            f"weights in {stored or dtype} need backend 'cpu' on device cpu, "
+            f"got {backend!r} on {device}"
+        )
+    kind: torch.dtype | str = torch.bfloat16 if device.type == "cuda" else _fitting(folder)
+    return load_model(
+        folder, dtype=kind if dtype == "auto" else dtype, device=device, backend=backend
+    )
+
+
+def _fitting(folder: Path) -> str:
+    """float32 where that takes less than half of the free memory, else bfloat16."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return torch.float32 if 2 * stored < _free_bytes(device) / 2 else torch.bfloat16
+    return "float32" if 2 * stored < available_bytes() / 2 else "bfloat16"
 
 
 def _num_blocks(

@@ -7,18 +7,20 @@ from torch import Tensor
 
 from dsv2.engine.cache import allocate_cache
 from dsv2.kernels.registry import select
+from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
 
 
 class Runner:
-    """A model and ``num_blocks`` blocks of latent cache in the dtype of its weights."""
+    """A model and ``num_blocks`` blocks of latent cache in the dtype that it asks for."""
 
-    def __init__(self, model: Transformer, num_blocks: int) -> None:
+    def __init__(self, model: Transformer | PackedModel, num_blocks: int) -> None:
         self.model = model
-        self.device = model.embed.device
-        select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
-        self._cache = allocate_cache(model.config, num_blocks, model.embed.dtype, self.device)
+        self.device = model.device
+        if isinstance(model, Transformer):
+            select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
+        self._cache = allocate_cache(model.config, num_blocks, model.cache_dtype, self.device)
 
     @torch.inference_mode()
     def run(self, batch: RaggedBatch) -> Tensor:

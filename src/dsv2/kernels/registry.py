@@ -14,14 +14,19 @@ from typing import Any, TypeVar
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("torch", "reference"),
+    "cpu": ("cpu", "torch", "reference"),
     "cuda": ("torch", "reference"),
     "meta": ("reference",),
 }
 """For each device type, the backends that ``auto`` tries, best first."""
 
 _MODULES = {
-    "reference": ("dsv2.kernels.reference", "dsv2.kernels.composites"),
+    "reference": (
+        "dsv2.kernels.reference",
+        "dsv2.kernels.composites",
+        "dsv2.kernels.reference_executor",
+    ),
+    "cpu": ("dsv2.kernels.cpu",),
     "torch": ("dsv2.kernels.library",),
 }
 _TABLE: dict[tuple[str, str], tuple[Callable[..., Any], frozenset[str]]] = {}

@@ -22,6 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+QUANT_METHOD = "dsv2"
+"""The ``quant_method`` of checkpoints in our own 4- and 8-bit formats."""
 MAX_CONFIG_BYTES = 1 << 20
 """A published config.json has 2 KB; a megabyte is already hostile."""
 
@@ -292,6 +294,12 @@ class ModelConfig(BaseModel):
             for name, value in published.items()
             if name not in IGNORED_KEYS and (name not in FIXED_KEYS or name in cls.model_fields)
         }
+        quantisation = known.pop("quantization_config", None)
+        if quantisation is not None:
+            # How weights are stored is the checkpoint reader's matter, but only if it can read it.
+            method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
+            if method != QUANT_METHOD:
+                raise ConfigError(f"quant_method is {method!r}, allowed is {QUANT_METHOD!r}")
         known = _read_rope(known)
         if known.get("num_key_value_heads") is None and "num_attention_heads" in known:
             known["num_key_value_heads"] = known["num_attention_heads"]

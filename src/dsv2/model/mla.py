@@ -16,6 +16,21 @@ def parameter(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape))
 
 
+def attention_shape(config: ModelConfig, form: str) -> AttentionShape:
+    """The sizes and constants of a model's attention."""
+    return AttentionShape(
+        heads=config.num_attention_heads,
+        nope=config.qk_nope_head_dim,
+        rope=config.qk_rope_head_dim,
+        value=config.v_head_dim,
+        scale=config.softmax_scale,
+        # The published code builds both latent norms with the class default, not with
+        # rms_norm_eps; every published file has the same number in both places.
+        eps=1e-6,
+        form=form,
+    )
+
+
 class Attention(nn.Module):
     """One MLA layer, with or without query compression; see :class:`AttentionWeights`."""
 
@@ -55,17 +70,7 @@ class Attention(nn.Module):
         cache: Tensor | None, form: str,
     ) -> Tensor:  # fmt: skip
         """``x`` ``[T, D]`` -> ``[T, D]``; the latent is written to ``cache`` when there is one."""
-        shape = AttentionShape(
-            heads=self.config.num_attention_heads,
-            nope=self.config.qk_nope_head_dim,
-            rope=self.config.qk_rope_head_dim,
-            value=self.config.v_head_dim,
-            scale=self.config.softmax_scale,
-            # The published code builds both latent norms with the class default, not with
-            # rms_norm_eps; every published file has the same number in both places.
-            eps=1e-6,
-            form=form,
-        )
+        shape = attention_shape(self.config, form)
         block = select("attention_block", self.backend, x.device.type)
         out: Tensor = block(x, self.weights(), shape, *rotation, batch, cache)
         return out

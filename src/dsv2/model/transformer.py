@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dsv2.kernels.registry import select
+from dsv2.kernels.registry import chosen, select
 from dsv2.model.balance import Balance
 from dsv2.model.config import ModelConfig
 from dsv2.model.mla import Attention, parameter
@@ -95,6 +95,22 @@ class Transformer(nn.Module):
             None if config.tie_word_embeddings else parameter(config.vocab_size, config.hidden_size)
         )
         self._frequencies: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.embed.device
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The dtype of a latent cache for this model: that of its weights."""
+        return self.embed.dtype
+
+    @property
+    def description(self) -> str:
+        """Format of the weights and what computes."""
+        backend = chosen("attention_block", self.backend, self.device.type)
+        return f"{str(self.embed.dtype).removeprefix('torch.')}, ops of {backend}"
 
     def frequencies(self, device: torch.device) -> Tensor:
         """The rotary frequencies ``[R/2]`` fp32 on ``device``; they belong to no checkpoint."""

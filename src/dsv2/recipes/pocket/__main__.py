@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,7 +128,7 @@ class Build:
         write_card(final, scores, runs)
 
     def _train(self, name: str) -> None:
-        recipe = Path(str(files("dsv2.recipes.pocket"))) / f"{name}.yaml"
+        recipe = Path(__file__).with_name(f"{name}.yaml")
         moved = {
             "pretrain": {"data.train": "shards/train", "data.validation": "shards/validation"},
             "sft": {

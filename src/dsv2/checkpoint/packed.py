@@ -1,0 +1,93 @@
+"""A folder's weights into a packed model, in the format that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsv2.checkpoint.hub import resolve
+from dsv2.checkpoint.quantised import QuantisedFiles, Quantiser, stored_bytes, stored_scheme
+from dsv2.checkpoint.safetensors import ModelLoadError
+from dsv2.checkpoint.weights import NAMED_DTYPES, PublishedFiles, available_bytes
+from dsv2.kernels.executor import Executor
+from dsv2.kernels.formats import SCHEMES, Weight
+from dsv2.model.config import ModelConfig
+from dsv2.model.packed import PackedModel
+
+WEIGHTS = ("float32", "bfloat16", *SCHEMES)
+"""Formats that packed weights may have."""
+
+
+def load_packed(
+    source: str | Path,
+    executor: Executor,
+    *,
+    weights: str = "auto",
+    cache_dtype: torch.dtype | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> PackedModel:
+    """Load a checkpoint, published or quantised, packed for an executor.
+
+    Args:
+        source: a folder, ``pocket`` or the name of a pulled model.
+        executor: packs and computes.
+        weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``: a published checkpoint is
+            converted while it is read. ``auto`` keeps what is stored.
+        cache_dtype: of the latent cache; None for fp32 with fp32 weights, else bf16.
+        progress: called with the layers done and their number.
+
+    Raises:
+        ModelLoadError: the files are damaged, the format is unknown or the stored one cannot be
+            turned into it, or the memory does not suffice.
+        ModelNotFoundError: there is no such model here.
+    """
+    folder = resolve(source)
+    config = ModelConfig.from_file(folder / "config.json")
+    stored = stored_scheme(folder)
+    fetch: Callable[[str], Weight]
+    if stored is not None:
+        if weights not in ("auto", stored):
+            raise ModelLoadError(
+                f"{folder}: weights are {stored}, {weights!r} was asked for; allowed is {stored}"
+            )
+        kind, fetch = stored, QuantisedFiles(folder, config, stored).fetch
+    else:
+        kind, fetch = _published(folder, config, executor, weights)
+    needed, free = stored_bytes(config, kind), available_bytes()
+    if needed > free:
+        raise ModelLoadError(
+            f"{folder}: the weights need {needed / 1e9:.1f} GB as {kind}, {free / 1e9:.1f} GB are "
+            "free; ask for fewer bits"
+        )
+    if cache_dtype is None:
+        cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
+    return PackedModel(
+        config, executor, fetch, weights=kind, cache_dtype=cache_dtype, progress=progress
+    )
+
+
+def _published(
+    folder: Path, config: ModelConfig, executor: Executor, weights: str
+) -> tuple[str, Callable[[str], Weight]]:
+    """The format's full name, and how to get a parameter in it."""
+    files = PublishedFiles(folder, config)
+    if weights in SCHEMES:
+        quantiser = Quantiser(executor, weights)
+        return weights, lambda name: quantiser.parameter(name, files.fetch(name))
+    if weights == "auto":
+        dtype = files.fetch("norm").dtype
+        dtype = torch.float32 if dtype == torch.float16 else dtype
+    elif weights in NAMED_DTYPES:
+        dtype = NAMED_DTYPES[weights]
+    else:
+        raise ModelLoadError(f"weights {weights!r}, allowed are auto, {', '.join(WEIGHTS)}")
+
+    def fetch(name: str) -> Tensor:
+        tensor = files.fetch(name)
+        # Routers and norms are computed with in fp32, whatever the rest has.
+        return tensor if name.endswith("router_bias") else tensor.to(dtype)
+
+    return str(dtype).removeprefix("torch."), fetch

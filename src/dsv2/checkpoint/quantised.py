@@ -1,0 +1,303 @@
+"""Checkpoints in 4 and 8 bits: our own layout, written layer by layer and read in large pieces.
+
+A quantised matrix is three tensors, ``NAME.codes``, ``NAME.scales`` and ``NAME.row_scales`` (see
+:mod:`dsv2.kernels.formats`); the routed experts of a layer are stacked under the name of the
+published layout without the expert's number. Norms, routers and matrices whose columns do not fill
+the groups stay as they were. ``config.json`` is the published one with a ``quantization_config``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dsv2.checkpoint.names import Place, published_name, published_shapes
+from dsv2.checkpoint.safetensors import (
+    DTYPES,
+    ModelLoadError,
+    SafetensorsFile,
+    write_safetensors,
+)
+from dsv2.checkpoint.weights import INDEX, PublishedFiles, locate_files, parameter_shapes
+from dsv2.kernels.executor import Executor
+from dsv2.kernels.formats import SCHEMES, QuantTensor, Scheme, Weight, scheme_of, stack
+from dsv2.model.config import QUANT_METHOD, ModelConfig
+
+VERSION = 1
+_PARTS = ("codes", "scales", "row_scales")
+_COPIED = (".json", ".md", ".txt", ".model")
+"""Files beside the weights that go with them: tokenizer, generation settings, card."""
+_KIND = re.compile(r"layers\.\d+\.")
+
+
+def stored_scheme(folder: Path) -> str | None:
+    """The scheme of a folder's weights, or None where they are not quantised.
+
+    Raises:
+        ModelLoadError: a scheme or version that this version does not know.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text("utf-8")).get(
+            "quantization_config"
+        )
+    except (OSError, ValueError, AttributeError):
+        return None  # whoever reads the configuration says what is wrong with it
+    if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
+        return None
+    scheme, version = settings.get("scheme"), settings.get("version")
+    if scheme not in SCHEMES or version != VERSION:
+        raise ModelLoadError(
+            f"{folder}: weights of scheme {scheme!r} version {version!r}, allowed are "
+            f"{', '.join(SCHEMES)} of version {VERSION}"
+        )
+    return str(scheme)
+
+
+def is_quantised(name: str, shape: tuple[int, ...], scheme: Scheme) -> bool:
+    """Whether a parameter of this name and shape is stored in a scheme."""
+    return len(shape) >= 2 and not name.endswith("router") and shape[-1] % scheme.group == 0
+
+
+def stored_name(parameter: str) -> str:
+    """The name under which a parameter, or a whole stack of experts, is stored."""
+    if ".experts." in parameter:
+        return published_name(Place(parameter, 0)).replace(".experts.0.", ".experts.")
+    return published_name(Place(parameter))
+
+
+def stored_shapes(
+    config: ModelConfig, scheme: Scheme
+) -> dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]]:
+    """For each parameter its stored tensors with shapes and dtypes, in file order."""
+    found: dict[str, dict[str, tuple[tuple[int, ...], torch.dtype]]] = {}
+    for name, shape in parameter_shapes(config).items():
+        stored = stored_name(name)
+        if not is_quantised(name, shape, scheme):
+            wide = name.endswith("router_bias")
+            found[name] = {stored: (shape, torch.float32 if wide else torch.bfloat16)}
+            continue
+        *rows, columns = shape
+        found[name] = {
+            f"{stored}.codes": ((*rows, columns * scheme.bits // 8), torch.uint8),
+            f"{stored}.scales": ((*rows, columns // scheme.group), torch.int8),
+            f"{stored}.row_scales": (tuple(rows), torch.float32),
+        }
+    return found
+
+
+class QuantisedFiles:
+    """The weights of a quantised folder, by the model's parameter names.
+
+    Raises:
+        ModelLoadError: files are missing, damaged or not of the configuration.
+    """
+
+    def __init__(self, folder: Path, config: ModelConfig, scheme: str) -> None:
+        self._scheme = scheme_of(scheme)
+        self._shapes = stored_shapes(config, self._scheme)
+        wanted = {
+            name: shape for parts in self._shapes.values() for name, (shape, _) in parts.items()
+        }
+        self._files: dict[str, SafetensorsFile] = locate_files(folder, wanted, state=True)
+        for parts in self._shapes.values():
+            for name, (_, dtype) in parts.items():
+                own = self._files[name].entries[name].dtype
+                # What is not quantised keeps the dtype it had.
+                if dtype != torch.bfloat16 and self._files[name].dtype_of(name) != dtype:
+                    raise ModelLoadError(f"{folder}: tensor {name} is {own}, {dtype} is needed")
+                if dtype == torch.bfloat16 and own not in DTYPES:
+                    raise ModelLoadError(f"{folder}: tensor {name} is {own}, not a float")
+
+    def fetch(self, parameter: str) -> Weight:
+        """A parameter as it is stored."""
+        parts = self._shapes[parameter]
+        tensors = [self._files[name].read(name) for name in parts]
+        if len(tensors) == 1:
+            return _finite(tensors[0], parameter)
+        return QuantTensor(
+            self._scheme.name, tensors[0], tensors[1], _finite(tensors[2], parameter)
+        )
+
+
+def _finite(tensor: Tensor, name: str) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        raise ModelLoadError(f"parameter {name} holds NaN or infinity")
+    return tensor
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """What quantisation did to one kind of tensor, over all layers.
+
+    Attributes:
+        kind: the parameter's name without its layer.
+        weights: numbers in them.
+        bits: per weight, scales included.
+        relative_rmse: root of the squared error over the squared weights.
+    """
+
+    kind: str
+    weights: int
+    bits: float
+    relative_rmse: float
+
+
+@dataclass
+class _Sum:
+    weights: int = 0
+    stored_bits: float = 0.0
+    error: float = 0.0
+    power: float = 0.0
+
+
+class Quantiser:
+    """Quantises parameter by parameter and keeps account by kind."""
+
+    def __init__(self, executor: Executor, scheme: str) -> None:
+        self._executor, self._scheme = executor, scheme_of(scheme)
+        self._sums: dict[str, _Sum] = {}
+
+    def matrix(self, name: str, weight: Tensor) -> QuantTensor:
+        """One matrix ``[rows, columns]``.
+
+        Raises:
+            ModelLoadError: it holds NaN or infinity.
+        """
+        _finite(weight, name)
+        done, errors = self._executor.quantise(weight, self._scheme.name)
+        kind = self._sums.setdefault(_KIND.sub("", name), _Sum())
+        kind.weights += weight.numel()
+        kind.stored_bits += 8.0 * done.nbytes
+        kind.error += float(errors.sum())
+        kind.power += float(weight.double().square().sum())
+        return done
+
+    def parameter(self, name: str, weight: Tensor) -> Weight:
+        """A parameter or a stack; what the scheme leaves alone comes back as it is."""
+        if not is_quantised(name, tuple(weight.shape), self._scheme):
+            return weight
+        if weight.ndim == 3:
+            return stack([self.matrix(name, one) for one in weight])
+        return self.matrix(name, weight)
+
+    @property
+    def report(self) -> list[KindReport]:
+        """Per kind, in the order they came."""
+        return [
+            KindReport(
+                kind, s.weights, s.stored_bits / s.weights, (s.error / max(s.power, 1e-300)) ** 0.5
+            )
+            for kind, s in self._sums.items()
+        ]
+
+
+def quantise_checkpoint(
+    folder: Path,
+    target: Path,
+    scheme: str,
+    executor: Executor,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[KindReport]:
+    """Write ``folder``'s checkpoint in a scheme to ``target``, one layer in memory at a time.
+
+    Args:
+        folder: a checkpoint in the published layout.
+        target: must not exist; it appears whole or not at all.
+        scheme: ``int8`` or ``int4``.
+        executor: quantises.
+        progress: called with the shards written and their number.
+
+    Raises:
+        ModelLoadError: the source is damaged or quantised already, or the target exists.
+    """
+    if stored_scheme(folder) is not None:
+        raise ModelLoadError(f"{folder}: is quantised already; quantise the original instead")
+    if target.exists():
+        raise ModelLoadError(f"{target}: exists already")
+    config = ModelConfig.from_file(folder / "config.json")
+    source = PublishedFiles(folder, config)
+    quantiser = Quantiser(executor, scheme)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
+    fresh.mkdir()
+    try:
+        _write_shards(config, source.fetch, quantiser, scheme, fresh, progress)
+        published = json.loads((folder / "config.json").read_text("utf-8"))
+        published["quantization_config"] = {
+            "quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme,
+        }  # fmt: skip
+        (fresh / "config.json").write_text(json.dumps(published, indent=2) + "\n", "utf-8")
+        for path in sorted(folder.iterdir()):
+            if path.suffix in _COPIED and path.name not in ("config.json", INDEX):
+                shutil.copyfile(path, fresh / path.name)
+        fresh.rename(target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return quantiser.report
+
+
+def _write_shards(
+    config: ModelConfig, fetch: Callable[[str], Weight], quantiser: Quantiser, scheme: str,
+    folder: Path, progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """One file per layer and one for the rest, with an index."""
+    shapes = stored_shapes(config, scheme_of(scheme))
+    groups: dict[str, list[str]] = {}
+    for name in shapes:
+        match = re.match(r"layers\.(\d+)\.", name)
+        groups.setdefault(f"{int(match[1]):05d}" if match else "rest", []).append(name)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(groups.values(), start=1):
+        file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        entries: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+        ready: list[Tensor] = []
+        for name in names:
+            weight = fetch(name)
+            assert isinstance(weight, Tensor)
+            done = quantiser.parameter(name, weight)
+            del weight
+            parts = list(shapes[name])
+            tensors = [done] if isinstance(done, Tensor) else [getattr(done, p) for p in _PARTS]
+            for part, tensor in zip(parts, tensors, strict=True):
+                entries.append((part, tuple(tensor.shape), tensor.dtype))
+                ready.append(tensor)
+                weight_map[part] = file
+                total += tensor.nbytes
+        write_safetensors(folder / file, entries, iter(ready))
+        if progress is not None:
+            progress(number, len(groups))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def stored_bytes(config: ModelConfig, weights: str) -> int:
+    """Bytes that the weights take in a format: a scheme, ``bfloat16`` or ``float32``."""
+    if weights not in SCHEMES:
+        size = {"bfloat16": 2, "float32": 4}[weights]
+        return sum(torch.Size(s).numel() for s in published_shapes(config).values()) * size
+    parts = stored_shapes(config, SCHEMES[weights]).values()
+    return sum(
+        torch.Size(shape).numel() * dtype.itemsize
+        for tensors in parts
+        for shape, dtype in tensors.values()
+    )
+
+
+__all__ = [
+    "KindReport",
+    "QuantisedFiles",
+    "Quantiser",
+    "quantise_checkpoint",
+    "stored_bytes",
+    "stored_scheme",
+]

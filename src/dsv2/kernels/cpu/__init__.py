@@ -1,0 +1,301 @@
+"""The backend ``cpu``: C++ for whole layers, on packed weights, with a thread pool of its own.
+
+The instruction set is chosen when the first executor is made: AVX-512 with BF16, AVX-512 with
+VNNI, AVX2, or plain C++. Every output is summed in one order that depends on its own row alone, so
+results are the same, bit for bit, whatever else is in the batch and however a prompt is cut.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
+from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight, dequantise
+from dsv2.kernels.registry import BackendError, implements
+from dsv2.ragged import RaggedBatch
+from dsv2.shapes import BLOCK_SIZE
+
+try:
+    from dsv2.kernels.cpu import _native
+except ImportError as error:  # a checkout that was never built
+    raise BackendError(f"backend 'cpu' is not built here ({error}); run `make install`") from error
+
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, "int8": 2, "int4": 3}
+"""Codes of types.h's Format."""
+_SCORES = {"softmax": 0, "sigmoid": 1}
+_GROUP_SCORES = {"none": 0, "max": 1, "top2_sum": 2}
+
+
+def supported() -> tuple[str, ...]:
+    """The instruction sets that this machine and build have, best first."""
+    return tuple(_native.supported())
+
+
+def available_threads() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+@cache
+def _kernels(isa: str, threads: int, process: int) -> _native.Kernels:
+    """One pool per process: threads do not survive a fork."""
+    return _native.Kernels(isa, threads)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A batch as C++ sees it, with the tensors its addresses belong to."""
+
+    native: _native.Batch
+    owned: tuple[Tensor, ...]
+    num_tokens: int
+
+
+class CpuExecutor:
+    """See :class:`dsv2.kernels.executor.Executor`.
+
+    Args:
+        threads: that compute; None for one per core.
+        isa: an instruction set of :func:`supported`; None for the best.
+
+    Raises:
+        BackendError: this machine does not have it.
+    """
+
+    def __init__(self, threads: int | None = None, isa: str | None = None) -> None:
+        best = supported()[0] if isa is None else isa
+        if best not in supported():
+            raise BackendError(
+                f"instruction set {isa!r}, this machine has {', '.join(supported())}"
+            )
+        count = available_threads() if threads is None else threads
+        if count < 1:
+            raise BackendError(f"threads is {count}, allowed is at least 1")
+        self._kernels = _kernels(best, count, os.getpid())
+
+    @property
+    def description(self) -> str:
+        """The instruction set and the threads."""
+        return f"cpu ({self._kernels.isa}, {self._kernels.threads} threads)"
+
+    def check(self, layer: AttentionLayer) -> None:
+        """Widths must be even, and the cache at most 4096 wide."""
+        latent, shape = layer.kv_norm.shape[0], layer.shape
+        if latent % 2 or shape.rope % 2 or shape.nope % 2 or latent + shape.rope > 4096:
+            raise BackendError(
+                f"backend 'cpu' needs an even kv_lora_rank, even head dims and a cache width of "
+                f"at most 4096; got {latent}, {shape.nope} + {shape.rope}"
+            )
+
+    def pack_attention(self, layer: AttentionLayer) -> _native.AttentionLayer:
+        """Packs W^UK twice, for expanding keys and for absorbing queries; the numbers are one."""
+        self.check(layer)
+        shape, latent = layer.shape, layer.kv_norm.shape[0]
+        w_uk, w_uk_t, w_uv, fold = self._pack_heads(layer.wkv_b, layer)
+        floats = [_wide(layer.norm), _wide(layer.kv_norm), _wide(layer.q_norm), fold]
+        return _native.attention_layer(
+            hidden=layer.norm.shape[0], heads=shape.heads, nope=shape.nope, rope=shape.rope,
+            value=shape.value, latent=latent, scale=shape.scale, eps=layer.eps,
+            latent_eps=shape.eps, norm=_address(floats[0]), kv_norm=_address(floats[1]),
+            q_norm=_address(floats[2]), wq=self._maybe(layer.wq), wq_a=self._maybe(layer.wq_a),
+            wq_b=self._maybe(layer.wq_b), wkv_a=self.pack_linear(layer.wkv_a),
+            wo=self.pack_linear(layer.wo), w_uk=w_uk, w_uk_t=w_uk_t, w_uv=w_uv,
+            fold=_address(floats[3]),
+        )  # fmt: skip
+
+    def _pack_heads(
+        self, weight: Weight, layer: AttentionLayer
+    ) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix, Tensor | None]:
+        """W^UK ``[H, N, C]``, its transpose, W^UV ``[H, V, C]``, and the transpose's scales."""
+        shape, latent = layer.shape, layer.kv_norm.shape[0]
+        per_head = shape.nope + shape.value
+        item = per_head * latent
+        if isinstance(weight, QuantTensor) and shape.nope % SCHEMES[weight.scheme].group:
+            weight = dequantise(weight)  # the transpose could not carry the groups
+        uk = self._pack(weight, shape.heads, shape.nope, latent, item, latent, 1, per_head, 0)
+        uv = self._pack(
+            weight, shape.heads, shape.value, latent, item, latent, 1, per_head, shape.nope
+        )
+        transposed = self._pack(
+            weight, shape.heads, latent, shape.nope, item, 1, latent, 0, 0, unscaled=True
+        )
+        if not isinstance(weight, QuantTensor):
+            return uk, transposed, uv, None
+        scales = weight.scales.float() * weight.row_scales.unsqueeze(-1)  # H(N+V) groups
+        fold = scales.unflatten(0, (shape.heads, per_head))[:, : shape.nope]  # H N groups
+        return uk, transposed, uv, fold.transpose(1, 2).contiguous()
+
+    def pack_mlp(self, layer: MlpLayer) -> _native.MlpLayer:
+        """The three matrices and the norm."""
+        norm = _wide(layer.norm)
+        gate, up, down = self._pack_mlp(layer.mlp)
+        return _native.mlp_layer(
+            hidden=layer.norm.shape[0], width=layer.mlp.w_gate.shape[-2], eps=layer.eps,
+            norm=_address(norm), gate=gate, up=up, down=down,
+        )  # fmt: skip
+
+    def pack_moe(self, layer: MoeLayer) -> _native.MoeLayer:
+        """Stacks of experts, the shared ones, and the router in fp32."""
+        norm, bias, routing = _wide(layer.norm), _wide(layer.router_bias), layer.routing
+        gate, up, down = self._pack_mlp(layer.experts)
+        shared = (None, None, None) if layer.shared is None else self._pack_mlp(layer.shared)
+        return _native.moe_layer(
+            hidden=layer.norm.shape[0], width=layer.experts.w_gate.shape[-2],
+            shared_width=0 if layer.shared is None else layer.shared.w_gate.shape[-2],
+            eps=layer.eps, experts=routing.num_experts, chosen=routing.num_experts_per_tok,
+            groups=routing.num_groups, chosen_groups=routing.topk_group,
+            score=_SCORES[routing.score], group_score=_GROUP_SCORES[routing.group_score],
+            normalise=routing.normalise, scale=routing.scale, norm=_address(norm),
+            bias=_address(bias), router=self.pack_linear(layer.router.float()),
+            gate=gate, up=up, down=down, shared_gate=shared[0], shared_up=shared[1],
+            shared_down=shared[2],
+        )  # fmt: skip
+
+    def _pack_mlp(self, mlp: Mlp) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+        return (
+            self.pack_linear(mlp.w_gate),
+            self.pack_linear(mlp.w_up),
+            self.pack_linear(mlp.w_down),
+        )
+
+    def pack_linear(self, weight: Weight) -> _native.Matrix:
+        """A matrix ``[rows, columns]`` or a stack of them."""
+        count = weight.shape[0] if len(weight.shape) == 3 else 1
+        rows, columns = weight.shape[-2:]
+        return self._pack(weight, count, rows, columns, rows * columns, columns, 1, rows, 0)
+
+    def _maybe(self, weight: Weight | None) -> _native.Matrix | None:
+        return None if weight is None else self.pack_linear(weight)
+
+    def _pack(
+        self, weight: Weight, count: int, rows: int, cols: int, item_stride: int,
+        row_stride: int, col_stride: int, item_rows: int, first_row: int,
+        unscaled: bool = False,
+    ) -> _native.Matrix:  # fmt: skip
+        """``count`` matrices by strides in elements, the first ``first_row`` rows in."""
+        scales = row_scales = None
+        if isinstance(weight, QuantTensor):
+            kind = SCHEMES[weight.scheme]
+            data, format_code = weight.codes.contiguous(), _FORMATS[weight.scheme]
+            offset = first_row * cols * kind.bits // 8
+            if not unscaled:
+                scales, row_scales = weight.scales.contiguous(), weight.row_scales.contiguous()
+        else:
+            if weight.dtype not in _FORMATS:
+                weight = weight.float()
+            data, format_code = weight.contiguous(), _FORMATS[weight.dtype]
+            offset = first_row * cols * data.element_size()
+        group = SCHEMES[weight.scheme].group if isinstance(weight, QuantTensor) else 1
+        return self._kernels.pack(
+            format=format_code, source_format=format_code, count=count, rows=rows, cols=cols,
+            data=data.data_ptr() + offset,
+            scales=0 if scales is None else scales.data_ptr() + first_row * (cols // group),
+            row_scales=0 if row_scales is None else row_scales.data_ptr() + first_row * 4,
+            item_stride=item_stride, row_stride=row_stride, col_stride=col_stride,
+            item_rows=item_rows,
+        )  # fmt: skip
+
+    def begin(self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str) -> _Step:
+        """Addresses of the batch's tensors, and which sequences attend on the latent itself."""
+        if batch.block_table is None or batch.slots is None:
+            raise ValueError("backend 'cpu' attends over a latent cache, the batch has none")
+        flags = torch.tensor(_absorbed(batch, form), dtype=torch.uint8)
+        owned = tuple(
+            tensor.contiguous()
+            for tensor in (batch.cu_q, batch.kv_len, batch.block_table, batch.slots)
+        )
+        owned = (*owned, flags, cos.contiguous(), sin.contiguous())
+        native = _native.Batch(
+            batch.num_tokens,
+            batch.num_sequences,
+            batch.block_table.shape[1],
+            *(tensor.data_ptr() for tensor in owned),
+        )
+        return _Step(native, owned, batch.num_tokens)
+
+    def attention(self, handle: Any, x: Tensor, step: _Step, cache: Tensor) -> None:
+        """One call for the whole layer."""
+        if cache.dtype not in _FORMATS or cache.shape[1] != BLOCK_SIZE or not cache.is_contiguous():
+            raise ValueError(f"cache {cache.dtype} {tuple(cache.shape)} is not one of this backend")
+        self._kernels.attention(
+            handle, step.native, _FORMATS[cache.dtype], cache.shape[2] * cache.element_size(),
+            cache.data_ptr(), x.data_ptr(),
+        )  # fmt: skip
+
+    def mlp(self, handle: Any, x: Tensor) -> None:
+        """One call for the whole layer."""
+        self._kernels.mlp(handle, x.shape[0], x.data_ptr())
+
+    def moe(self, handle: Any, x: Tensor) -> None:
+        """One call for the whole layer."""
+        self._kernels.moe(handle, x.shape[0], x.data_ptr())
+
+    def linear(self, handle: Any, x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+        """Norm and product in one call."""
+        x = x.contiguous()
+        out = torch.empty(x.shape[0], handle.rows)
+        if x.shape[0]:
+            self._kernels.linear(
+                handle, _address(norm), eps, x.shape[0], x.data_ptr(), out.data_ptr()
+            )
+        return out
+
+    def embed(self, handle: Any, ids: Tensor) -> Tensor:
+        """Rows of the matrix, dequantised."""
+        ids = ids.to(torch.int32).contiguous()
+        out = torch.empty(ids.shape[0], handle.cols)
+        self._kernels.gather(handle, ids.shape[0], ids.data_ptr(), out.data_ptr())
+        return out
+
+    def quantise(self, weight: Tensor, scheme: str) -> tuple[QuantTensor, Tensor]:
+        """``weight`` ``[rows, columns]`` quantised, and the squared error of each row, fp64."""
+        kind = SCHEMES[scheme]
+        source = (weight if weight.dtype in _FORMATS else weight.float()).contiguous()
+        rows, columns = source.shape
+        if columns % kind.group:
+            raise ValueError(f"{columns} columns, {scheme} needs a multiple of {kind.group}")
+        done = QuantTensor(
+            scheme,
+            torch.empty(rows, columns * kind.bits // 8, dtype=torch.uint8),
+            torch.empty(rows, columns // kind.group, dtype=torch.int8),
+            torch.empty(rows),
+        )
+        errors = torch.empty(rows, dtype=torch.float64)
+        self._kernels.quantise(
+            _FORMATS[scheme], rows, columns, _FORMATS[source.dtype], source.data_ptr(),
+            done.codes.data_ptr(), done.scales.data_ptr(), done.row_scales.data_ptr(),
+            errors.data_ptr(),
+        )  # fmt: skip
+        return done, errors
+
+
+def _absorbed(batch: RaggedBatch, form: str) -> list[bool]:
+    if form not in ("auto", "absorbed", "expanded"):
+        raise ValueError(f"form {form!r} is unknown, allowed are auto, expanded, absorbed")
+    lengths = batch.query_lengths()
+    if form != "auto":
+        return [form == "absorbed"] * len(lengths)
+    if batch.generated is not None:
+        return list(batch.generated)
+    totals = batch.kv_len.tolist()
+    return [new == 1 and total > 1 for new, total in zip(lengths, totals, strict=True)]
+
+
+def _wide(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.float().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@implements("executor", "cpu", ("cpu",))
+def cpu_executor(threads: int | None) -> CpuExecutor:
+    """The executor of backend ``cpu``."""
+    return CpuExecutor(threads)

@@ -1,0 +1,516 @@
+// One attention layer on a ragged batch (report, section 2.1): norm, projections, rotation, cache
+// write, attention in the form that each sequence asks for, output projection, residual.
+#pragma once
+
+#include "flash.h"
+#include "matmul.h"
+#include "pool.h"
+
+namespace dsv2 {
+namespace {
+
+constexpr int kSplit = 256;    // keys per part of an absorbed attention, whatever the batch
+constexpr int kStretch = 1024; // keys that are expanded at once
+
+template <class V>
+size_t padded(const Matrix& w) {
+  return static_cast<size_t>(w.blocks) * kLanes;
+}
+
+template <class V, bool bf16>
+class Attention {
+  using Kernel = Flash<V, bf16>;
+  using Element = typename Kernel::Element;
+  static constexpr Format kElement = bf16 ? Format::kBf16 : Format::kF32;
+
+ public:
+  Attention(const AttentionLayer& layer, const Batch& batch, const Cache& cache, float* x, Arena& arena,
+            int threads)
+      : layer_(layer), batch_(batch), cache_(cache), x_(x), arena_(arena) {
+    plan(threads);
+  }
+
+  void operator()(Team& team) const {
+    project(team);
+    write_cache(team);
+    if (absorbed_ > 0) {
+      absorb(team);
+      attend_absorbed(team);
+      lift(team);
+    }
+    for (int b = 0; b < batch_.sequences; ++b) {
+      if (!batch_.absorbed[b]) attend_expanded(team, b);
+    }
+    finish(team);
+  }
+
+ private:
+  // A tile of 16 (token, head) rows of an absorbed sequence; parts [first_part, first_part + parts).
+  struct Tile {
+    int sequence;
+    int first_row;  // among the rows of all absorbed tokens
+    int rows;
+    int token;      // the sequence's first among all absorbed tokens
+    int parts;
+    size_t first_part;
+  };
+
+  const AttentionLayer& layer_;
+  const Batch& batch_;
+  const Cache& cache_;
+  float* x_;
+  Arena& arena_;
+
+  Panels in_, in_kv_, compressed_, latent_, mixed_, folded_, uv_in_, out_in_;
+  float *normed_, *q_, *q_a_, *kv_, *q_latent_, *o_, *scratch_;
+  size_t q_stride_, q_a_stride_, kv_stride_, o_stride_, latent_stride_, scratch_words_;
+  int* absorbed_rows_;  // tokens of absorbed sequences, in order
+  int absorbed_ = 0, tile_count_ = 0;
+  Tile* tiles_ = nullptr;
+  size_t parts_ = 0;
+  int32_t* queries_;
+  float *part_o_, *part_ml_;
+  struct Part {
+    int tile, part;
+  };
+  Part* part_list_;
+  Element *keys_, *values_;
+  float *tile_o_, *tile_ml_;
+  int longest_ = 0;
+  size_t key_width_ = 0, value_width_ = 0;
+
+  int tokens() const { return batch_.tokens; }
+  int width() const { return layer_.latent + layer_.rope; }
+  int query_width() const { return layer_.nope + layer_.rope; }
+
+  void plan(int threads);
+  void project(Team& team) const;
+  void write_cache(Team& team) const;
+  void absorb(Team& team) const;
+  void attend_absorbed(Team& team) const;
+  void lift(Team& team) const;
+  void attend_expanded(Team& team, int sequence) const;
+  void finish(Team& team) const;
+
+  const uint8_t* page(int sequence, int index) const {
+    const int block = batch_.block_table[static_cast<size_t>(sequence) * batch_.table_width + index];
+    return cache_.data + static_cast<size_t>(block) * kPage * cache_.token_bytes;
+  }
+
+  // Columns of the latent as values: the kernel mixes 32 at a time.
+  int value_columns() const { return ceil_div(layer_.latent, 32) * 32; }
+  // Whether the kernel can read the cache as it is.
+  bool direct() const { return cache_.format == kElement && layer_.latent % 32 == 0; }
+  size_t page_stride() const {
+    return direct() ? width() : ceil_div(width() > value_columns() ? width() : value_columns(), 32) * 32;
+  }
+
+  // The latents of a page as elements of the kernel, converted where the cache holds another kind.
+  const Element* page_elements(int sequence, int index, int count, Element* scratch) const {
+    const uint8_t* start = page(sequence, index);
+    if (direct()) return reinterpret_cast<const Element*>(start);
+    alignas(64) float row[4096];
+    for (int n = 0; n < count; ++n) {
+      load_row<V>(cache_.format, start + n * cache_.token_bytes, row, width());
+      store_row<V>(kElement, scratch + n * page_stride(), row, width());
+    }
+    return scratch;
+  }
+
+  float* scratch(const Team& team) const { return scratch_ + team.member() * scratch_words_; }
+};
+
+template <class V, bool bf16>
+void Attention<V, bf16>::plan(int threads) {
+  const int T = tokens(), H = layer_.heads, C = layer_.latent;
+  normed_ = arena_.take<float>(static_cast<size_t>(T) * layer_.hidden);
+  const Matrix& first = layer_.wq ? *layer_.wq : *layer_.wq_a;
+  in_ = Panels::make<V>(arena_, T, layer_.hidden, first.format);
+  in_kv_ = layer_.wkv_a->format == first.format
+               ? in_
+               : Panels::make<V>(arena_, T, layer_.hidden, layer_.wkv_a->format);
+  const Matrix& last = layer_.wq ? *layer_.wq : *layer_.wq_b;
+  q_stride_ = padded<V>(last);
+  q_ = arena_.take<float>(T * q_stride_);
+  q_a_stride_ = padded<V>(first);
+  q_a_ = q_;
+  if (!layer_.wq) {
+    q_a_ = arena_.take<float>(T * q_a_stride_);
+    compressed_ = Panels::make<V>(arena_, T, layer_.wq_b->cols, layer_.wq_b->format);
+  }
+  kv_stride_ = padded<V>(*layer_.wkv_a);
+  kv_ = arena_.take<float>(T * kv_stride_);
+  out_in_ = Panels::make<V>(arena_, T, layer_.wo->cols, layer_.wo->format);
+  // W^UV writes whole blocks of 16 rows, also where V is not a multiple of it.
+  o_stride_ = static_cast<size_t>(H) * layer_.value + kLanes;
+  o_ = arena_.take<float>(T * o_stride_);
+
+  absorbed_rows_ = arena_.take<int>(T);
+  size_t tiles = 0;
+  for (int b = 0; b < batch_.sequences; ++b) {
+    const int begin = batch_.cu_q[b], end = batch_.cu_q[b + 1];
+    if (!batch_.absorbed[b]) {
+      longest_ = longest_ > end - begin ? longest_ : end - begin;
+      continue;
+    }
+    for (int t = begin; t < end; ++t) absorbed_rows_[absorbed_++] = t;
+    tiles += ceil_div((end - begin) * H, kLanes);
+  }
+  const size_t page_words = kPage * page_stride();
+  scratch_words_ = Kernel::kScratch + page_words + V::kTile * padded<V>(*layer_.w_uv);
+  if (absorbed_ > 0) {
+    tiles_ = arena_.take<Tile>(tiles);
+    for (int b = 0, row = 0; b < batch_.sequences; ++b) {
+      if (!batch_.absorbed[b]) continue;
+      const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b], rows = q_len * H;
+      for (int first_row = 0; first_row < rows; first_row += kLanes) {
+        const int used = smaller(kLanes, rows - first_row);
+        const int seen = batch_.kv_len[b] - q_len + (first_row + used - 1) / H + 1;
+        const int parts = ceil_div(seen, kSplit);
+        tiles_[tile_count_++] = {b, row * H + first_row, used, row, parts, parts_};
+        parts_ += parts;
+      }
+      row += q_len;
+    }
+    part_list_ = arena_.take<Part>(parts_);
+    for (int t = 0; t < tile_count_; ++t) {
+      for (int p = 0; p < tiles_[t].parts; ++p) part_list_[tiles_[t].first_part + p] = {t, p};
+    }
+    queries_ = arena_.take<int32_t>(tile_count_ * Kernel::words(width()));
+    part_o_ = arena_.take<float>(parts_ * kLanes * value_columns());
+    part_ml_ = arena_.take<float>(parts_ * 2 * kLanes);
+    latent_stride_ = static_cast<size_t>(C) + kLanes;
+    q_latent_ = arena_.take<float>(absorbed_ * static_cast<size_t>(H) * latent_stride_);
+    // Per head: queries for W^UK transposed (a set for each group of its rows), then outputs.
+    const int folds = layer_.fold ? C / group_of(layer_.w_uk_t->format) : 1;
+    folded_ = Panels::make<V>(arena_, absorbed_ * H * folds, layer_.nope, layer_.w_uk_t->format);
+    uv_in_ = Panels::make<V>(arena_, absorbed_ * H, C, layer_.w_uv->format);
+  }
+  if (longest_ > 0) {
+    key_width_ = query_width();
+    value_width_ = static_cast<size_t>(ceil_div(layer_.value, 32)) * 32;
+    latent_ = Panels::make<V>(arena_, kStretch, C, layer_.w_uk->format);
+    keys_ = arena_.take<Element>(static_cast<size_t>(kStretch) * H * key_width_);
+    values_ = arena_.take<Element>(static_cast<size_t>(kStretch) * H * value_width_);
+    const size_t rows = static_cast<size_t>(ceil_div(longest_, kLanes)) * kLanes * H;
+    tile_o_ = arena_.take<float>(rows * value_width_);
+    tile_ml_ = arena_.take<float>(rows * 2);
+    scratch_words_ += Kernel::words(query_width());
+  }
+  scratch_words_ = (scratch_words_ + 63) / 64 * 64;
+  scratch_ = arena_.take<float>(scratch_words_ * threads);
+}
+
+template <class V, bool bf16>
+void Attention<V, bf16>::project(Team& team) const {
+  const int T = tokens(), D = layer_.hidden;
+  team.each(T, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      float* row = normed_ + t * D;
+      rms_norm<V>(x_ + t * D, layer_.norm, D, layer_.eps, row);
+      write_token<V>(in_, t, row);
+      if (in_kv_.data != in_.data) write_token<V>(in_kv_, t, row);
+    }
+  });
+  const Matrix& wq = layer_.wq ? *layer_.wq : *layer_.wq_a;
+  const int own = units(wq), both = own + units(*layer_.wkv_a);
+  team.each(both, 1, [&](int64_t first, int64_t last) {
+    for (int64_t u = first; u < last; ++u) {
+      if (u < own) {
+        multiply_unit<V>(wq, 0, u, in_, q_a_, q_a_stride_);
+      } else {
+        multiply_unit<V>(*layer_.wkv_a, 0, u - own, in_kv_, kv_, kv_stride_);
+      }
+    }
+  });
+  if (layer_.wq) return;
+  team.each(T, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      float* row = q_a_ + t * q_a_stride_;
+      rms_norm<V>(row, layer_.q_norm, layer_.wq_b->cols, layer_.latent_eps, row);
+      write_token<V>(compressed_, t, row);
+    }
+  });
+  team.each(units(*layer_.wq_b), 1, [&](int64_t first, int64_t last) {
+    for (int64_t u = first; u < last; ++u) multiply_unit<V>(*layer_.wq_b, 0, u, compressed_, q_, q_stride_);
+  });
+}
+
+template <class V, bool bf16>
+void Attention<V, bf16>::write_cache(Team& team) const {
+  const int C = layer_.latent, R = layer_.rope;
+  team.each(tokens(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      const float *cos = batch_.cos + t * (R / 2), *sin = batch_.sin + t * (R / 2);
+      float* kv = kv_ + t * kv_stride_;
+      rms_norm<V>(kv, layer_.kv_norm, C, layer_.latent_eps, kv);
+      rotate(kv + C, cos, sin, R);
+      uint8_t* place = cache_.data + static_cast<size_t>(batch_.slots[t]) * cache_.token_bytes;
+      store_row<V>(cache_.format, place, kv, C + R);
+      for (int h = 0; h < layer_.heads; ++h) {
+        rotate(q_ + t * q_stride_ + h * query_width() + layer_.nope, cos, sin, R);
+      }
+    }
+  });
+}
+
+// q_latent[h] = W^UK[h]^T q_nope[h], then queries packed by tiles.
+template <class V, bool bf16>
+void Attention<V, bf16>::absorb(Team& team) const {
+  const int H = layer_.heads, N = layer_.nope, C = layer_.latent;
+  const Matrix& w = *layer_.w_uk_t;
+  const int group = layer_.fold ? group_of(w.format) : C, folds = C / group;
+  team.each(H, 1, [&](int64_t first, int64_t last) {
+    float* row = scratch(team);
+    for (int64_t h = first; h < last; ++h) {
+      for (int f = 0; f < folds; ++f) {
+        // The scales of W^UK run along its columns, which are the rows here: they go into the query.
+        Panels set = folded_;
+        const size_t place = (static_cast<size_t>(h) * folds + f) * absorbed_;
+        set.chunks = Chunks(absorbed_, V::kTile);
+        set.data += place * set.words;
+        set.scales += place * set.groups;
+        set.starts += place * set.groups;
+        for (int a = 0; a < absorbed_; ++a) {
+          const float* q = q_ + absorbed_rows_[a] * q_stride_ + h * query_width();
+          if (layer_.fold) {
+            const float* fold = layer_.fold + (static_cast<size_t>(h) * folds + f) * N;
+            for (int n = 0; n < N; ++n) row[n] = q[n] * fold[n];
+            write_token<V>(set, a, row);
+          } else {
+            write_token<V>(set, a, q);
+          }
+        }
+        const int blocks = group / kLanes;
+        const int from = f * blocks, to = layer_.fold ? from + blocks : w.blocks;
+        for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
+          const size_t start = set.chunks.start(chunk);
+          float* out = q_latent_ + (start * H + h) * latent_stride_ + static_cast<size_t>(f) * group;
+          multiply<V>(w, h, from, to, set, chunk, out, H * latent_stride_);
+        }
+      }
+    }
+  });
+  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Tile& tile = tiles_[i];
+      int32_t* query = queries_ + i * Kernel::words(width());
+      if (tile.rows < kLanes) std::memset(query, 0, Kernel::words(width()) * sizeof(int32_t));
+      for (int r = 0; r < tile.rows; ++r) {
+        const size_t row = tile.first_row + r;
+        const float* rope = q_ + absorbed_rows_[row / H] * q_stride_ + row % H * query_width() + N;
+        Kernel::pack(query, r, q_latent_ + row * latent_stride_, C, 0);
+        Kernel::pack(query, r, rope, layer_.rope, C);
+      }
+    }
+  });
+}
+
+template <class V, bool bf16>
+void Attention<V, bf16>::attend_absorbed(Team& team) const {
+  const int H = layer_.heads;
+  team.each(parts_, 1, [&](int64_t first_item, int64_t last_item) {
+    for (int64_t item = first_item; item < last_item; ++item) {
+      const Tile& tile = tiles_[part_list_[item].tile];
+      const int b = tile.sequence;
+      const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
+      alignas(64) int32_t limits[kLanes];
+      int smallest = INT32_MAX, largest = 0;
+      for (int r = 0; r < kLanes; ++r) {
+        const int row = tile.first_row + smaller(r, tile.rows - 1);
+        limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
+        smallest = smaller(smallest, limits[r]);
+        largest = largest > limits[r] ? largest : limits[r];
+      }
+      const TileState state{part_o_ + item * kLanes * value_columns(), part_ml_ + item * 2 * kLanes,
+                            part_ml_ + item * 2 * kLanes + kLanes};
+      clear<V>(state, value_columns());
+      const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
+      float* work = scratch(team);
+      Element* converted = reinterpret_cast<Element*>(work + Kernel::kScratch);
+      for (int key = begin; key < end; key += kPage) {
+        const int count = smaller(kPage, end - key);
+        const Element* keys = page_elements(b, key / kPage, count, converted);
+        Kernel::block(queries_ + part_list_[item].tile * Kernel::words(width()), width(), keys,
+                      page_stride(), keys, page_stride(), value_columns(), key, count, limits, smallest, tile.rows, layer_.scale, state,
+                      work);
+      }
+    }
+  });
+}
+
+// Joins the parts of each row, then o[h] = W^UV[h] times it.
+template <class V, bool bf16>
+void Attention<V, bf16>::lift(Team& team) const {
+  const int H = layer_.heads;
+  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
+    float* row_sum = scratch(team);
+    for (int64_t i = first; i < last; ++i) {
+      const Tile& tile = tiles_[i];
+      for (int r = 0; r < tile.rows; ++r) {
+        float top = -1e30f;
+        for (int p = 0; p < tile.parts; ++p) {
+          const float m = part_ml_[(tile.first_part + p) * 2 * kLanes + r];
+          top = m > top ? m : top;
+        }
+        float total = 0;
+        std::memset(row_sum, 0, sizeof(float) * value_columns());
+        for (int p = 0; p < tile.parts; ++p) {
+          const size_t part = tile.first_part + p;
+          const float* ml = part_ml_ + part * 2 * kLanes;
+          const float weight = std::exp(ml[r] - top);
+          total += ml[kLanes + r] * weight;
+          const float* o = part_o_ + (part * kLanes + r) * value_columns();
+          const typename V::F by = V::set(weight);
+          for (int c = 0; c < value_columns(); c += kLanes) {
+            V::store(row_sum + c, V::fma(V::load(o + c), by, V::load(row_sum + c)));
+          }
+        }
+        const typename V::F by = V::set(1.0f / total);
+        for (int c = 0; c < value_columns(); c += kLanes) V::store(row_sum + c, V::mul(V::load(row_sum + c), by));
+        const int row = tile.first_row + r, h = row % H, a = row / H;
+        Panels set = uv_in_;
+        const size_t place = static_cast<size_t>(h) * absorbed_;
+        set.chunks = Chunks(absorbed_, V::kTile);
+        set.data += place * set.words;
+        set.scales += place * set.groups;
+        set.starts += place * set.groups;
+        write_token<V>(set, a, row_sum);
+      }
+    }
+  });
+  const Matrix& w = *layer_.w_uv;
+  team.each(H, 1, [&](int64_t first, int64_t last) {
+    float* out = scratch(team);
+    const size_t stride = padded<V>(w);
+    for (int64_t h = first; h < last; ++h) {
+      Panels set = uv_in_;
+      const size_t place = static_cast<size_t>(h) * absorbed_;
+      set.chunks = Chunks(absorbed_, V::kTile);
+      set.data += place * set.words;
+      set.scales += place * set.groups;
+      set.starts += place * set.groups;
+      for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
+        multiply<V>(w, h, 0, w.blocks, set, chunk, out, stride);
+        for (int n = 0; n < set.chunks.width(chunk); ++n) {
+          const int t = absorbed_rows_[set.chunks.start(chunk) + n];
+          std::memcpy(o_ + t * o_stride_ + h * layer_.value, out + n * stride,
+                      sizeof(float) * layer_.value);
+        }
+      }
+    }
+  });
+}
+
+// Keys and values of a stretch of the sequence are built from the latents, then every tile of
+// queries that sees any of them goes over it.
+template <class V, bool bf16>
+void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
+  const int H = layer_.heads, C = layer_.latent, R = layer_.rope, N = layer_.nope;
+  const int begin = batch_.cu_q[b], q_len = batch_.cu_q[b + 1] - begin, kv_len = batch_.kv_len[b];
+  const int tiles = ceil_div(q_len, kLanes);
+  const size_t row_words = kLanes * value_width_;
+  const Matrix &uk = *layer_.w_uk, &uv = *layer_.w_uv;
+  const int uk_units = units(uk), per_head = uk_units + units(uv);
+  for (int start = 0; start < kv_len; start += kStretch) {
+    const int count = smaller(kStretch, kv_len - start);
+    Panels latent = latent_;
+    latent.chunks = Chunks(count, V::kTile);
+    team.each(count, 8, [&](int64_t first, int64_t last) {
+      float* row = scratch(team);
+      for (int64_t n = first; n < last; ++n) {
+        const int position = start + n;
+        const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
+        load_row<V>(cache_.format, token, row, C + R);
+        write_token<V>(latent, n, row);
+        for (int h = 0; h < H; ++h) {
+          store_row<V>(kElement, keys_ + (static_cast<size_t>(h) * kStretch + n) * key_width_ + N, row + C, R);
+        }
+      }
+    });
+    team.each(static_cast<int64_t>(H) * per_head, 1, [&](int64_t first, int64_t last) {
+      float* out = scratch(team);
+      for (int64_t i = first; i < last; ++i) {
+        const int h = i / per_head, rest = i % per_head;
+        const bool is_key = rest < uk_units;
+        const Matrix& w = is_key ? uk : uv;
+        const int from = (is_key ? rest : rest - uk_units) * kUnit;
+        const int to = smaller(from + kUnit, w.blocks), row0 = from * kLanes;
+        const int used = smaller(to * kLanes, w.rows) - row0;
+        const size_t stride = static_cast<size_t>(kUnit) * kLanes;
+        for (int chunk = 0; chunk < latent.chunks.count; ++chunk) {
+          multiply<V>(w, h, from, to, latent, chunk, out, stride);
+          for (int n = 0; n < latent.chunks.width(chunk); ++n) {
+            const size_t key = static_cast<size_t>(h) * kStretch + latent.chunks.start(chunk) + n;
+            Element* place = is_key ? keys_ + key * key_width_ : values_ + key * value_width_;
+            store_row<V>(kElement, place + row0, out + n * stride, used);
+          }
+        }
+      }
+    });
+    team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
+      float* work = scratch(team);
+      int32_t* query = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
+      for (int64_t i = first; i < last; ++i) {
+        // Late tiles see the most keys: they go first, so that nobody ends alone with one.
+        const int h = i % H, tile = tiles - 1 - i / H;
+        const int q0 = tile * kLanes, rows = smaller(kLanes, q_len - q0);
+        alignas(64) int32_t limits[kLanes];
+        for (int r = 0; r < kLanes; ++r) limits[r] = kv_len - q_len + q0 + smaller(r, rows - 1) + 1;
+        const size_t place = static_cast<size_t>(h) * tiles + tile;
+        const TileState state{tile_o_ + place * row_words, tile_ml_ + place * 2 * kLanes,
+                              tile_ml_ + place * 2 * kLanes + kLanes};
+        if (start == 0) clear<V>(state, value_width_);
+        const int end = smaller(limits[kLanes - 1], start + count);
+        if (end <= start) continue;
+        if (rows < kLanes) std::memset(query, 0, Kernel::words(query_width()) * sizeof(int32_t));
+        for (int r = 0; r < rows; ++r) {
+          Kernel::pack(query, r, q_ + (begin + q0 + r) * q_stride_ + h * query_width(), query_width(), 0);
+        }
+        for (int key = start; key < end; key += kPage) {
+          const size_t from = static_cast<size_t>(h) * kStretch + key - start;
+          Kernel::block(query, query_width(), keys_ + from * key_width_, key_width_,
+                        values_ + from * value_width_, value_width_, value_width_, key,
+                        smaller(kPage, end - key), limits, limits[0], rows, layer_.scale, state, work);
+        }
+      }
+    });
+  }
+  team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int h = i / tiles, q0 = i % tiles * kLanes;
+      for (int r = 0; r < smaller(kLanes, q_len - q0); ++r) {
+        const float by = 1.0f / tile_ml_[i * 2 * kLanes + kLanes + r];
+        const float* o = tile_o_ + i * row_words + r * value_width_;
+        float* out = o_ + (begin + q0 + r) * o_stride_ + h * layer_.value;
+        for (int c = 0; c < layer_.value; ++c) out[c] = o[c] * by;
+      }
+    }
+  });
+}
+
+template <class V, bool bf16>
+void Attention<V, bf16>::finish(Team& team) const {
+  const int D = layer_.hidden;
+  team.each(tokens(), 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) write_token<V>(out_in_, t, o_ + t * o_stride_);
+  });
+  const Matrix& wo = *layer_.wo;
+  team.each(units(wo), 1, [&](int64_t first, int64_t last) {
+    alignas(64) float out[V::kTile * kUnit * kLanes];
+    const size_t stride = kUnit * kLanes;
+    for (int64_t u = first; u < last; ++u) {
+      const int from = u * kUnit, to = smaller(from + kUnit, wo.blocks), row0 = from * kLanes;
+      for (int chunk = 0; chunk < out_in_.chunks.count; ++chunk) {
+        multiply<V>(wo, 0, from, to, out_in_, chunk, out, stride);
+        for (int n = 0; n < out_in_.chunks.width(chunk); ++n) {
+          add_row<V>(x_ + static_cast<size_t>(out_in_.chunks.start(chunk) + n) * D + row0,
+                     out + n * stride, smaller(to * kLanes, D) - row0);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dsv2

@@ -1,0 +1,159 @@
+// AVX2 with FMA: two 256-bit halves per vector of 16 lanes.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "codebook.h"
+
+namespace dsv2 {
+
+struct Avx2 {
+  static constexpr bool kBf16 = false;
+  static constexpr bool kBiased = false;  // vpmaddubsw saturates on unsigned weights above 127
+  static constexpr int kTile = 4;
+
+  struct F {
+    __m256 a, b;
+  };
+  struct I {
+    __m256i a, b;
+  };
+
+  static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F set(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+  static F load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static void store(float* p, F x) {
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+  }
+  static F add(F x, F y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+  static F sub(F x, F y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+  static F mul(F x, F y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+  static F div(F x, F y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+  static F max(F x, F y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+  static F min(F x, F y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+  static F fma(F x, F y, F z) {
+    return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+  }
+  static F abs(F x) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+  }
+  static float sum(F x) {
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, _mm256_add_ps(x.a, x.b));
+    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
+           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+  }
+  static float largest(F x) {
+    alignas(32) float lanes[8];
+    _mm256_store_ps(lanes, _mm256_max_ps(x.a, x.b));
+    float best = lanes[0];
+    for (int i = 1; i < 8; ++i) best = lanes[i] > best ? lanes[i] : best;
+    return best;
+  }
+
+  static I zero_int() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static I set_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+  static I load_int(const void* p) {
+    const __m256i* v = static_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(v), _mm256_loadu_si256(v + 1)};
+  }
+  static void store_int(void* p, I x) {
+    __m256i* v = static_cast<__m256i*>(p);
+    _mm256_storeu_si256(v, x.a);
+    _mm256_storeu_si256(v + 1, x.b);
+  }
+  static I add_int(I x, I y) { return {_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)}; }
+  static int32_t sum_int(I x) {
+    alignas(32) int32_t lanes[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), _mm256_add_epi32(x.a, x.b));
+    int32_t total = 0;
+    for (int32_t lane : lanes) total += lane;
+    return total;
+  }
+  static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+  static I round_int(F x) { return {_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)}; }
+  static F power_of_two(F n) {
+    const I e = round_int(n);
+    const __m256i bias = _mm256_set1_epi32(127);
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e.a, bias), 23)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e.b, bias), 23))};
+  }
+  static F visible(F x, int32_t key, I limit) {
+    const __m256i k = _mm256_set1_epi32(key);
+    const __m256 hidden = _mm256_set1_ps(-__builtin_inff());
+    return {_mm256_blendv_ps(hidden, x.a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit.a, k))),
+            _mm256_blendv_ps(hidden, x.b, _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit.b, k)))};
+  }
+
+  static F add_above(F x, F t, F limit, F more) {
+    return {_mm256_add_ps(x.a, _mm256_and_ps(more.a, _mm256_cmp_ps(t.a, limit.a, _CMP_GT_OQ))),
+            _mm256_add_ps(x.b, _mm256_and_ps(more.b, _mm256_cmp_ps(t.b, limit.b, _CMP_GT_OQ)))};
+  }
+
+  static F load_int8(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  }
+  static void store_int8(int8_t* p, I x) {
+    alignas(32) int32_t lanes[kLanes];
+    store_int(lanes, x);
+    for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(lanes[i]);
+  }
+  static F load_bf16(const uint16_t* p) {
+    const __m128i* v = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_castsi256_ps(
+                _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v)), 16)),
+            _mm256_castsi256_ps(
+                _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(v + 1)), 16))};
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    alignas(32) float lanes[kLanes];
+    store(lanes, x);
+    for (int i = 0; i < kLanes; ++i) p[i] = to_bf16(lanes[i]);
+  }
+
+  static I dot_bytes(I acc, I weights, const int32_t* x) {
+    const __m256i other = _mm256_set1_epi32(*x), ones = _mm256_set1_epi16(1);
+    const auto dot = [&](__m256i sum, __m256i w) {
+      const __m256i pairs =
+          _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(other, w));
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
+    };
+    return {dot(acc.a, weights.a), dot(acc.b, weights.b)};
+  }
+  static I load_bytes(const uint8_t* p) { return load_int(p); }
+  static I codebook() {
+    const __m256i book = _mm256_broadcastsi128_si256(
+        _mm_load_si128(reinterpret_cast<const __m128i*>(kCodebook)));
+    return {book, book};
+  }
+  static I low_nibbles(I codes, I book) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    return {_mm256_shuffle_epi8(book.a, _mm256_and_si256(codes.a, mask)),
+            _mm256_shuffle_epi8(book.b, _mm256_and_si256(codes.b, mask))};
+  }
+  static I high_nibbles(I codes, I book) {
+    return low_nibbles({_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)}, book);
+  }
+
+  static F dot_bf16(F acc, I, const int32_t*) { return acc; }
+  static I pair_bf16(F, F) { return zero_int(); }
+  static void interleave_bf16(const uint16_t*, const uint16_t*, I&, I&) {}
+  static F even_bf16(I x) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+  }
+  static F odd_bf16(I x) {
+    const __m256i mask = _mm256_set1_epi32(~0xffff);
+    return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+};
+
+}  // namespace dsv2

@@ -1,0 +1,137 @@
+// AVX-512 with VNNI, and with BF16 where kBf16 says so.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "codebook.h"
+
+namespace dsv2 {
+
+template <bool kHasBf16>
+struct Avx512 {
+  static constexpr bool kBf16 = kHasBf16;  // multiplies bf16 pairs itself
+  static constexpr bool kBiased = true;    // multiplies unsigned by signed bytes
+  static constexpr int kTile = 12;         // tokens multiplied per pass over a block
+
+  using F = __m512;   // 16 fp32
+  using I = __m512i;  // 16 int32, 32 bf16 or 64 bytes
+
+  static F zero() { return _mm512_setzero_ps(); }
+  static F set(float x) { return _mm512_set1_ps(x); }
+  static F load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static F add(F a, F b) { return _mm512_add_ps(a, b); }
+  static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+  static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+  static F div(F a, F b) { return _mm512_div_ps(a, b); }
+  static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
+  static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static F abs(F a) { return _mm512_abs_ps(a); }
+  static float sum(F a) { return _mm512_reduce_add_ps(a); }
+  static float largest(F a) { return _mm512_reduce_max_ps(a); }
+
+  static I zero_int() { return _mm512_setzero_si512(); }
+  static I set_int(int32_t x) { return _mm512_set1_epi32(x); }
+  static I load_int(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_int(void* p, I x) { _mm512_storeu_si512(p, x); }
+  static I add_int(I a, I b) { return _mm512_add_epi32(a, b); }
+  static int32_t sum_int(I a) { return _mm512_reduce_add_epi32(a); }
+  static F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+  static I round_int(F a) { return _mm512_cvtps_epi32(a); }
+  // 2^n for integral n in [-126, 127].
+  static F power_of_two(F n) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+  }
+  // x where key < limit, else -inf.
+  static F visible(F x, int32_t key, I limit) {
+    const __mmask16 seen = _mm512_cmplt_epi32_mask(_mm512_set1_epi32(key), limit);
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-__builtin_inff()), seen, x);
+  }
+
+  // x + more where t > limit.
+  static F add_above(F x, F t, F limit, F more) {
+    return _mm512_mask_add_ps(x, _mm512_cmp_ps_mask(t, limit, _CMP_GT_OQ), x, more);
+  }
+
+  static F load_int8(const int8_t* p) {
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
+  static void store_int8(int8_t* p, I x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(x));
+  }
+  static F load_bf16(const uint16_t* p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  }
+  static void store_bf16(uint16_t* p, F x) {
+    const I bits = _mm512_castps_si512(x);
+    const I odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const I rounded = _mm512_srli_epi32(
+        _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(
+                            rounded, nan, _mm512_set1_epi32(0x7fc0))));
+  }
+
+  // acc + weights times 4 bytes of x, the same for each lane.
+  static I dot_bytes(I acc, I weights, const int32_t* x) {
+    return _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(*x));
+  }
+  static I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles.
+  static I codebook() {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookBiased)));
+  }
+  static I low_nibbles(I codes, I book) {
+    return _mm512_shuffle_epi8(book, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+  }
+  static I high_nibbles(I codes, I book) {
+    return _mm512_shuffle_epi8(
+        book, _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15)));
+  }
+
+  // acc + the two bf16 of each lane times the two of x.
+  static F dot_bf16(F acc, I weights, const int32_t* x) {
+#if defined(__AVX512BF16__)
+    return _mm512_dpbf16_ps(acc, (__m512bh)weights, (__m512bh)_mm512_set1_epi32(*x));
+#else
+    static_assert(!kHasBf16 || sizeof(acc) == 0, "compiled without BF16");
+    (void)weights, (void)x;
+    return acc;
+#endif
+  }
+  static F even_bf16(I pairs) { return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)); }
+  static F odd_bf16(I pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(~0xffff)));
+  }
+  // The lanes of a and b as bf16 pairs (a low), rounded to nearest even.
+  static I pair_bf16(F a, F b) {
+#if defined(__AVX512BF16__)
+    const I low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
+    const I high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
+    return _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+#else
+    (void)b;
+    return _mm512_castps_si512(a);
+#endif
+  }
+  // 32 columns of two bf16 rows as pairs of a column each: columns 0-15, then 16-31.
+  static void interleave_bf16(const uint16_t* row0, const uint16_t* row1, I& first, I& second) {
+    const I a = _mm512_loadu_si512(row0), b = _mm512_loadu_si512(row1);
+    alignas(64) static const uint16_t index[64] = {
+        0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
+        11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
+        22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    first = _mm512_permutex2var_epi16(a, _mm512_load_si512(index), b);
+    second = _mm512_permutex2var_epi16(a, _mm512_load_si512(index + 32), b);
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+};
+
+}  // namespace dsv2

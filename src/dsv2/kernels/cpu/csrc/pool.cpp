@@ -1,0 +1,92 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define DSV2_PAUSE() _mm_pause()
+#else
+#define DSV2_PAUSE() std::this_thread::yield()
+#endif
+
+namespace dsv2 {
+namespace {
+
+// Within a task others arrive within microseconds, unless the system took their core away: then
+// giving up ours is what lets them arrive.
+constexpr int kSpinsBeforeYield = 20000;
+// Between two layers Python needs some ten microseconds; between two steps a thread may sleep.
+constexpr auto kIdle = std::chrono::microseconds(100);
+
+template <class Done>
+void spin_until(const Done& done) {
+  for (int spins = 0; !done(); ++spins) {
+    if (spins < kSpinsBeforeYield) {
+      DSV2_PAUSE();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace
+
+void Team::barrier() {
+  if (shared_.size == 1) return;
+  const int phase = shared_.phase.load(std::memory_order_relaxed);
+  if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == shared_.size) {
+    shared_.arrived.store(0, std::memory_order_relaxed);
+    shared_.phase.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  spin_until([&] { return shared_.phase.load(std::memory_order_acquire) != phase; });
+}
+
+Pool::Pool(int threads) {
+  shared_.size = threads;
+  for (int member = 1; member < threads; ++member) {
+    workers_.emplace_back([this, member] { work(member); });
+  }
+}
+
+Pool::~Pool() {
+  stop_.store(true);
+  generation_.fetch_add(1);
+  generation_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void Pool::run_task(Task task, void* context) {
+  const std::lock_guard<std::mutex> lock(turn_);
+  task_ = task;
+  context_ = context;
+  for (Team::Counter& counter : shared_.counters) counter.next.store(0, std::memory_order_relaxed);
+  running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+  generation_.fetch_add(1, std::memory_order_release);
+  generation_.notify_all();
+  Team team(shared_, 0);
+  task(context, team);
+  spin_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+}
+
+void Pool::work(int member) {
+  uint32_t seen = 0;
+  for (;;) {
+    const auto start = std::chrono::steady_clock::now();
+    uint32_t now;
+    int spins = 0;
+    while ((now = generation_.load(std::memory_order_acquire)) == seen) {
+      DSV2_PAUSE();
+      if (++spins % 64 == 0 && std::chrono::steady_clock::now() - start > kIdle) {
+        generation_.wait(seen, std::memory_order_acquire);
+      }
+    }
+    seen = now;
+    if (stop_.load()) return;
+    Team team(shared_, member);
+    task_(context_, team);
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+}  // namespace dsv2

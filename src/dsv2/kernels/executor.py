@@ -1,0 +1,168 @@
+"""THE CONTRACT for inference: whole layers on weights that were packed once.
+
+An executor packs portable weights into whatever its kernels read fastest and then runs layers on
+them, each in one call: norm, layer and residual, in place on the fp32 residual stream. Letters as
+in :mod:`dsv2.kernels.ops`. ``reference`` composes the readable ops; ``cpu`` is C++.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from dsv2.kernels.formats import QuantTensor, Weight
+from dsv2.kernels.ops import AttentionShape
+from dsv2.kernels.registry import select
+from dsv2.ragged import RaggedBatch
+
+
+@dataclass(frozen=True)
+class AttentionLayer:
+    """An attention layer with its outer norm; fields as :class:`dsv2.kernels.ops.AttentionWeights`.
+
+    Attributes:
+        norm: ``[D]`` weight of the norm before the layer.
+        eps: of that norm.
+        shape: sizes and constants.
+    """
+
+    norm: Tensor
+    eps: float
+    shape: AttentionShape
+    wkv_a: Weight
+    kv_norm: Tensor
+    wkv_b: Weight
+    wo: Weight
+    wq: Weight | None = None
+    wq_a: Weight | None = None
+    q_norm: Tensor | None = None
+    wq_b: Weight | None = None
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """SwiGLU matrices ``[F, D]``, ``[F, D]``, ``[D, F]``, or a stack of E of them."""
+
+    w_gate: Weight
+    w_up: Weight
+    w_down: Weight
+
+
+@dataclass(frozen=True)
+class MlpLayer:
+    """A dense feed-forward layer with its outer norm ``[D]``."""
+
+    norm: Tensor
+    eps: float
+    mlp: Mlp
+
+
+@dataclass(frozen=True)
+class RoutingShape:
+    """The choices of a router; see :class:`dsv2.model.config.RouterConfig`."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    num_groups: int
+    topk_group: int
+    score: str
+    group_score: str
+    normalise: bool
+    scale: float
+
+
+@dataclass(frozen=True)
+class MoeLayer:
+    """A DeepSeekMoE layer with its outer norm.
+
+    Attributes:
+        norm: ``[D]``.
+        eps: of the norm.
+        routing: how experts are chosen.
+        router: ``[E, D]``.
+        router_bias: ``[E]`` fp32, added for selection only, or None.
+        experts: stacks of E.
+        shared: the shared experts as one, or None.
+    """
+
+    norm: Tensor
+    eps: float
+    routing: RoutingShape
+    router: Tensor
+    router_bias: Tensor | None
+    experts: Mlp
+    shared: Mlp | None
+
+
+class Executor(Protocol):
+    """Packs and runs layers; ``x`` is ``[T, D]`` fp32, contiguous, and changed in place."""
+
+    @property
+    def description(self) -> str:
+        """What computes, for people: the backend and what it chose for this machine."""
+        ...
+
+    def check(self, layer: AttentionLayer) -> None:
+        """Raise ValueError where the layer's sizes are beyond this executor."""
+        ...
+
+    def pack_attention(self, layer: AttentionLayer) -> Any:
+        """An attention layer's handle."""
+        ...
+
+    def pack_mlp(self, layer: MlpLayer) -> Any:
+        """A dense layer's handle."""
+        ...
+
+    def pack_moe(self, layer: MoeLayer) -> Any:
+        """A DeepSeekMoE layer's handle."""
+        ...
+
+    def pack_linear(self, weight: Weight) -> Any:
+        """The handle of a matrix ``[rows, D]``, for :meth:`linear` and :meth:`embed`."""
+        ...
+
+    def quantise(self, weight: Tensor, scheme: str) -> tuple[QuantTensor, Tensor]:
+        """``weight`` ``[rows, columns]`` in a scheme, and each row's squared error ``[rows]``."""
+        ...
+
+    def begin(self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str) -> Any:
+        """What all layers of a step share; ``cos`` and ``sin`` ``[T, R/2]`` fp32."""
+        ...
+
+    def attention(self, handle: Any, x: Tensor, step: Any, cache: Tensor) -> None:
+        """``x += attention(norm(x))``; the new latents go to ``cache`` ``[P, 64, C+R]``."""
+        ...
+
+    def mlp(self, handle: Any, x: Tensor) -> None:
+        """``x += mlp(norm(x))``."""
+        ...
+
+    def moe(self, handle: Any, x: Tensor) -> None:
+        """``x += moe(norm(x))``."""
+        ...
+
+    def linear(self, handle: Any, x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
+        """``norm(x) w^T`` ``[T, rows]`` fp32, without the norm when it is None."""
+        ...
+
+    def embed(self, handle: Any, ids: Tensor) -> Tensor:
+        """Rows of the matrix by ``ids`` ``[T]`` int32, ``[T, D]`` fp32."""
+        ...
+
+
+def make_executor(backend: str, device: str, threads: int | None = None) -> Executor:
+    """The executor of a backend.
+
+    Args:
+        backend: a name of the registry, or ``auto``.
+        device: type of device.
+        threads: that compute on a CPU; None for one per core this process may use.
+
+    Raises:
+        BackendError: the backend is unknown or has no executor for the device.
+    """
+    made: Executor = select("executor", backend, device)(threads)
+    return made

@@ -1,0 +1,159 @@
+"""The model for inference: weights packed once for one backend, layers run in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsv2.kernels.executor import (
+    AttentionLayer,
+    Executor,
+    Mlp,
+    MlpLayer,
+    MoeLayer,
+    RoutingShape,
+)
+from dsv2.kernels.formats import Weight
+from dsv2.model.config import ModelConfig
+from dsv2.model.mla import attention_shape
+from dsv2.model.rope import inverse_frequencies, rotation
+from dsv2.model.transformer import ForwardStats
+from dsv2.ragged import RaggedBatch
+
+Fetch = Callable[[str], Weight]
+"""Gives a parameter by its name in the model, such as ``layers.3.attn.wq``."""
+
+
+class PackedModel:
+    """What :class:`dsv2.model.transformer.Transformer` computes, without gradients.
+
+    Parameters are fetched layer by layer and packed, so that besides the packed ones at most one
+    layer's exist.
+
+    Args:
+        config: the model's.
+        executor: packs and computes.
+        fetch: gives the parameters; routed experts come stacked ``[E, F, D]``.
+        weights: name of the weights' format, for people.
+        cache_dtype: of the latent cache that the engine is to allocate.
+        progress: called with the layers done and their number.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        executor: Executor,
+        fetch: Fetch,
+        *,
+        weights: str,
+        cache_dtype: torch.dtype,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.config, self.executor, self.weights = config, executor, weights
+        self.cache_dtype = cache_dtype
+        self.device = torch.device("cpu")
+        self._embed = executor.pack_linear(fetch("embed"))
+        self._layers: list[tuple[Any, Any, bool]] = []
+        for index in range(config.num_hidden_layers):
+            attention = executor.pack_attention(_attention(config, fetch, f"layers.{index}."))
+            is_moe = config.is_moe_layer(index)
+            if is_moe:
+                feed = executor.pack_moe(_moe(config, fetch, f"layers.{index}."))
+            else:
+                feed = executor.pack_mlp(_mlp(config, fetch, f"layers.{index}."))
+            self._layers.append((attention, feed, is_moe))
+            if progress is not None:
+                progress(index + 1, config.num_hidden_layers)
+        self._norm = _tensor(fetch("norm")).float()
+        self._head = (
+            self._embed if config.tie_word_embeddings else executor.pack_linear(fetch("head"))
+        )
+        self._frequencies = inverse_frequencies(config)
+
+    @property
+    def description(self) -> str:
+        """Format of the weights and what computes."""
+        return f"{self.weights}, ops of {self.executor.description}"
+
+    @torch.inference_mode()
+    def hidden(self, batch: RaggedBatch, cache: Sequence[Tensor], *, form: str = "auto") -> Tensor:
+        """The last hidden state ``[T, D]`` fp32 before the final norm.
+
+        Raises:
+            ValueError: the cache does not have one tensor per layer.
+        """
+        if len(cache) != len(self._layers):
+            raise ValueError(f"cache has {len(cache)} layers, the model has {len(self._layers)}")
+        executor = self.executor
+        cos, sin = rotation(self.config, self._frequencies, batch.positions)
+        step = executor.begin(batch, cos, sin, form)
+        x = executor.embed(self._embed, batch.tokens)  # T D
+        for (attention, feed, is_moe), own_cache in zip(self._layers, cache, strict=True):
+            executor.attention(attention, x, step, own_cache)
+            if is_moe:
+                executor.moe(feed, x)
+            else:
+                executor.mlp(feed, x)
+        return x
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits ``[.., vocab]`` of :meth:`hidden`'s rows."""
+        return self.executor.linear(self._head, hidden, self._norm, self.config.rms_norm_eps)
+
+    def __call__(
+        self, batch: RaggedBatch, cache: Sequence[Tensor], *, form: str = "auto"
+    ) -> tuple[Tensor, ForwardStats]:
+        """fp32 logits ``[L, vocab]`` of ``batch.logit_rows`` (all T when None); no statistics."""
+        hidden = self.hidden(batch, cache, form=form)
+        if batch.logit_rows is not None:
+            hidden = hidden[batch.logit_rows.long()]
+        return self.logits(hidden), ForwardStats({})
+
+
+def _tensor(weight: Weight) -> Tensor:
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _attention(config: ModelConfig, fetch: Fetch, prefix: str) -> AttentionLayer:
+    own = prefix + "attn."
+    compressed = config.q_lora_rank is not None
+    return AttentionLayer(
+        norm=_tensor(fetch(prefix + "attn_norm")),
+        eps=config.rms_norm_eps,
+        shape=attention_shape(config, "auto"),
+        wkv_a=fetch(own + "wkv_a"),
+        kv_norm=_tensor(fetch(own + "kv_norm")),
+        wkv_b=fetch(own + "wkv_b"),
+        wo=fetch(own + "wo"),
+        wq=None if compressed else fetch(own + "wq"),
+        wq_a=fetch(own + "wq_a") if compressed else None,
+        q_norm=_tensor(fetch(own + "q_norm")) if compressed else None,
+        wq_b=fetch(own + "wq_b") if compressed else None,
+    )
+
+
+def _matrices(fetch: Fetch, prefix: str) -> Mlp:
+    return Mlp(fetch(prefix + "w_gate"), fetch(prefix + "w_up"), fetch(prefix + "w_down"))
+
+
+def _mlp(config: ModelConfig, fetch: Fetch, prefix: str) -> MlpLayer:
+    norm = _tensor(fetch(prefix + "ffn_norm"))
+    return MlpLayer(norm, config.rms_norm_eps, _matrices(fetch, prefix + "ffn."))
+
+
+def _moe(config: ModelConfig, fetch: Fetch, prefix: str) -> MoeLayer:
+    router, own = config.router, prefix + "ffn."
+    return MoeLayer(
+        norm=_tensor(fetch(prefix + "ffn_norm")),
+        eps=config.rms_norm_eps,
+        routing=RoutingShape(**router.model_dump(exclude={"selection_bias"})),
+        router=_tensor(fetch(own + "router")),
+        router_bias=_tensor(fetch(own + "router_bias")) if router.selection_bias else None,
+        experts=_matrices(fetch, own + "experts."),
+        shared=_matrices(fetch, own + "shared.") if config.num_shared_experts else None,
+    )

@@ -1,0 +1,149 @@
+"""Checkpoints in 4 and 8 bits: written, read, converted on the fly, and refused when damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dsv2 import LLM, SamplingParams
+from dsv2.checkpoint import ModelLoadError, load_model, load_packed
+from dsv2.checkpoint.quantised import (
+    QuantisedFiles,
+    quantise_checkpoint,
+    stored_bytes,
+    stored_scheme,
+)
+from dsv2.checkpoint.weights import INDEX, PublishedFiles, parameter_shapes
+from dsv2.cli.main import app
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.kernels.formats import QuantTensor, dequantise
+from dsv2.model.config import ConfigError, ModelConfig
+from tests.models import save_tiny
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
+        "kv_lora_rank": 64, "v_head_dim": 16}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("published"), **WIDE)
+
+
+@pytest.fixture(scope="module")
+def quantised(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("quantised") / "int4"
+    quantise_checkpoint(published, target, "int4", CpuExecutor(1))
+    return target
+
+
+def test_every_parameter_is_there_and_near(published: Path, quantised: Path) -> None:
+    config = ModelConfig.from_file(quantised / "config.json")
+    assert config == ModelConfig.from_file(published / "config.json")
+    assert stored_scheme(quantised) == "int4"
+    assert stored_scheme(published) is None
+    before, after = PublishedFiles(published, config), QuantisedFiles(quantised, config, "int4")
+    plain = dict(load_model(published, dtype="float32").named_parameters())
+    kinds = set()
+    for name, shape in parameter_shapes(config).items():
+        wide, stored = before.fetch(name), after.fetch(name)
+        assert wide.shape == stored.shape == shape == plain[name].shape
+        assert torch.equal(wide, plain[name])
+        kinds.add(type(stored))
+        if isinstance(stored, QuantTensor):
+            error = (dequantise(stored) - wide).norm() / wide.norm()
+            assert 0.01 < float(error) < 0.1, name
+        else:
+            assert torch.equal(stored, wide), name
+    assert kinds == {torch.Tensor, QuantTensor}
+    stored_files = sum(path.stat().st_size for path in quantised.glob("*.safetensors"))
+    assert stored_files >= stored_bytes(config, "int4") * 0.9
+
+
+def test_it_answers_as_the_same_weights_converted_on_the_fly(
+    published: Path, quantised: Path
+) -> None:
+    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+    stored = LLM(quantised, device="cpu")
+    converted = LLM(published, device="cpu", dtype="int4")
+    prompts = ["def f(x):", "import"]
+    answers = [[one.token_ids for one in llm.generate(prompts, params)]
+               for llm in (stored, converted)]  # fmt: skip
+    assert answers[0] == answers[1]
+    assert "int4" in stored.description
+    assert "int4" in converted.description
+
+
+def test_the_report_adds_up_and_the_command_prints_it(published: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["quantize", str(published), str(tmp_path / "q"), "--scheme", "int8", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert 8.25 < report["bits_per_weight"] < 9
+    assert {kind["kind"] for kind in report["kinds"]} >= {"embed", "attn.wo", "ffn.experts.w_up"}
+    assert all(0.001 < kind["relative_rmse"] < 0.02 for kind in report["kinds"])
+    assert (tmp_path / "q" / "tokenizer.json").exists()
+    shown = CliRunner().invoke(app, ["quantize", str(published), str(tmp_path / "q4")])
+    assert "relative RMSE" in shown.stdout
+
+
+def test_what_cannot_be_converted_is_refused(
+    published: Path, quantised: Path, tmp_path: Path
+) -> None:
+    executor = CpuExecutor(1)
+    with pytest.raises(ModelLoadError, match="quantised already"):
+        quantise_checkpoint(quantised, tmp_path / "x", "int8", executor)
+    with pytest.raises(ModelLoadError, match="exists already"):
+        quantise_checkpoint(published, tmp_path, "int8", executor)
+    with pytest.raises(ValueError, match="scheme 'int3' is unknown"):
+        quantise_checkpoint(published, tmp_path / "x", "int3", executor)
+    with pytest.raises(ModelLoadError, match="weights are int4, 'int8' was asked for"):
+        load_packed(quantised, executor, weights="int8")
+    with pytest.raises(ModelLoadError, match="weights 'int2', allowed are auto, float32"):
+        load_packed(published, executor, weights="int2")
+    with pytest.raises(ValueError, match="need backend 'cpu'"):
+        LLM(quantised, device="cpu", backend="torch")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_found(quantised: Path, tmp_path: Path) -> None:
+    def damaged(name: str) -> Path:
+        return Path(shutil.copytree(quantised, tmp_path / name))
+
+    folder = damaged("version")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["version"] = 9
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match="version 9, allowed are int8, int4 of version 1"):
+        load_packed(folder, CpuExecutor(1))
+    config["quantization_config"] = {"quant_method": "awq"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="quant_method is 'awq'"):
+        load_packed(folder, CpuExecutor(1))
+
+    folder = damaged("missing")
+    index = json.loads((folder / INDEX).read_text())
+    shard = sorted(set(index["weight_map"].values()))[1]
+    (folder / shard).unlink()
+    with pytest.raises(ModelLoadError, match="is missing"):
+        load_packed(folder, CpuExecutor(1))
+
+    folder = damaged("cut")
+    raw = (folder / shard).read_bytes()
+    (folder / shard).write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ModelLoadError, match="is cut off"):
+        load_packed(folder, CpuExecutor(1))
+
+
+def test_an_interrupted_conversion_leaves_nothing(published: Path, tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        quantise_checkpoint(published, tmp_path / "x", "int4", CpuExecutor(1), stop)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,293 @@
+"""The C++ executor, in every instruction set this machine has, against the readable one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv2.kernels import registry
+from dsv2.kernels.cpu import CpuExecutor, supported
+from dsv2.kernels.executor import AttentionLayer, make_executor
+from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
+from dsv2.kernels.reference_executor import ReferenceExecutor, choose_experts
+from dsv2.kernels.registry import BackendError
+from dsv2.model.config import RouterConfig
+from dsv2.model.router import route
+from dsv2.ragged import RaggedBatch
+from dsv2.shapes import BLOCK_SIZE
+from tests.kernels.layers import FORMATS, Draw, paged_batch, turn
+
+REFERENCE = ReferenceExecutor()
+# What rounding activations to bf16, or to 8 bits by group, costs on normal numbers.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 2e-2, "int4": 2e-2}
+
+
+def executors() -> list[Any]:
+    return [pytest.param(CpuExecutor(2, isa), id=isa) for isa in supported()]
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
+    """The largest difference against the spread of the numbers."""
+    assert bool(torch.isfinite(ours).all())
+    assert float((ours - theirs).abs().max() / theirs.std()) < tolerance * 8
+    assert float((ours - theirs).std() / theirs.std()) < tolerance
+
+
+def attend(
+    executor: Any, layer: AttentionLayer, steps: list[tuple[RaggedBatch, Tensor]], cache: Tensor,
+    form: str = "auto",
+) -> Tensor:  # fmt: skip
+    handle = executor.pack_attention(layer)
+    outputs = []
+    for batch, x in steps:
+        step = executor.begin(batch, *turn(batch, layer.shape.rope), form)
+        own = x.clone()
+        executor.attention(handle, own, step, cache)
+        outputs.append(own - x)
+    return torch.cat(outputs)
+
+
+def three_steps(hidden: int) -> list[tuple[RaggedBatch, Tensor]]:
+    """Prompts; then tokens, a draft of three and a second chunk; then generated tokens alone."""
+    draw = Draw("float32", seed=7)
+    batches = [
+        paged_batch([150, 70, 1], [0, 0, 0], [False] * 3, spare=2),
+        paged_batch([1, 3, 40], [150, 70, 1], [True, True, False], spare=2),
+        paged_batch([1, 1, 1], [151, 73, 41], [True] * 3, spare=2),
+    ]
+    # One table for all steps: the widest.
+    table = torch.randperm(18, generator=torch.Generator().manual_seed(1)).reshape(3, 6).int()
+    steps = []
+    for batch in batches:
+        rows = torch.repeat_interleave(torch.arange(3), torch.tensor(batch.query_lengths()))
+        place = batch.positions.long()
+        slots = table[rows, place // BLOCK_SIZE].long() * BLOCK_SIZE + place % BLOCK_SIZE
+        own = replace(batch, block_table=table, slots=slots.to(torch.int32))
+        steps.append((own, draw.normal(batch.num_tokens, hidden)))
+    return steps
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("sizes", [{}, {"q_lora": 64}, {"nope": 32, "heads": 20, "value": 16}])
+def test_attention_equals_the_reference(
+    executor: CpuExecutor, weights: str, sizes: dict[str, int]
+) -> None:
+    layer = Draw(weights).attention(**sizes)
+    for dtype in (torch.float32, torch.bfloat16):
+        shape = (18, BLOCK_SIZE, layer.kv_norm.shape[0] + layer.shape.rope)
+        # Blocks hold what an earlier owner left, which may be anything.
+        ours, theirs = (torch.full(shape, torch.nan, dtype=dtype) for _ in range(2))
+        got = attend(executor, layer, three_steps(128), ours)
+        expected = attend(REFERENCE, layer, three_steps(128), theirs)
+        close(got, expected, max(TOLERANCE[weights], 1e-5 if dtype == torch.float32 else 1e-2))
+        written = ~torch.isnan(theirs)
+        assert torch.equal(written, ~torch.isnan(ours))
+        close(ours[written].float(), theirs[written].float(), max(TOLERANCE[weights], 5e-3))
+
+
+@pytest.mark.parametrize("executor", executors())
+def test_absorbed_and_expanded_attention_agree(executor: CpuExecutor) -> None:
+    for weights, tolerance in (("float32", 1e-5), ("int8", 2e-2), ("int4", 2e-2)):
+        layer = Draw(weights).attention()
+        found = [
+            attend(executor, layer, three_steps(128), torch.zeros(18, 64, 72), form)
+            for form in ("absorbed", "expanded")
+        ]
+        close(found[0], found[1], tolerance)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+def test_feed_forward_equals_the_reference(executor: CpuExecutor, weights: str) -> None:
+    draw = Draw(weights)
+    layer = draw.mlp_layer()
+    for tokens in (1, 5, 30):
+        x = draw.normal(tokens, 128)
+        ours, theirs = x.clone(), x.clone()
+        executor.mlp(executor.pack_mlp(layer), ours)
+        REFERENCE.mlp(REFERENCE.pack_mlp(layer), theirs)
+        close(ours - x, theirs - x, TOLERANCE[weights])
+
+
+ROUTINGS: list[dict[str, Any]] = [
+    {},
+    {"normalise": True, "num_experts_per_tok": 1, "shared": 0},
+    {"num_groups": 4, "topk_group": 2, "group_score": "max"},
+    {"num_groups": 4, "topk_group": 2, "group_score": "top2_sum", "score": "sigmoid",
+     "bias": True, "normalise": True},
+    {"num_experts": 20, "num_experts_per_tok": 6, "score": "sigmoid"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_experts_equal_the_reference(
+    executor: CpuExecutor, weights: str, routing: dict[str, Any]
+) -> None:
+    draw = Draw(weights)
+    layer = draw.moe_layer(**routing)
+    for tokens in (1, 2, 40):
+        x = draw.normal(tokens, 128)
+        ours, theirs = x.clone(), x.clone()
+        executor.moe(executor.pack_moe(layer), ours)
+        REFERENCE.moe(REFERENCE.pack_moe(layer), theirs)
+        close(ours - x, theirs - x, TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+def test_the_reference_routes_as_the_model_does(routing: dict[str, Any]) -> None:
+    draw = Draw("float32")
+    layer = draw.moe_layer(**{name: value for name, value in routing.items() if name != "shared"})
+    config = RouterConfig(
+        **vars(layer.routing), selection_bias=layer.router_bias is not None
+    )  # fmt: skip
+    logits = draw.normal(50, layer.routing.num_experts)
+    ids, gates = choose_experts(logits, layer.routing, layer.router_bias)
+    expected = route(logits, config, layer.router_bias)
+    assert torch.equal(ids, expected.ids)
+    torch.testing.assert_close(gates, expected.weights)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+def test_linear_and_embedding_equal_the_reference(executor: CpuExecutor, weights: str) -> None:
+    draw = Draw(weights)
+    for rows in (1, 15, 16, 200):
+        weight = draw.weight(rows, 128)
+        ours, theirs = executor.pack_linear(weight), REFERENCE.pack_linear(weight)
+        ids = torch.tensor([rows - 1, 0, rows // 2], dtype=torch.int32)
+        assert torch.equal(executor.embed(ours, ids), REFERENCE.embed(theirs, ids))
+        norm = draw.norm(128)
+        for tokens in (0, 1, 3, 13, 25):
+            x = draw.normal(tokens, 128)
+            for own_norm in (None, norm):
+                got = executor.linear(ours, x, own_norm, 1e-5)
+                expected = REFERENCE.linear(theirs, x, own_norm, 1e-5)
+                assert got.shape == (tokens, rows)
+                if tokens and rows > 1:
+                    close(got, expected, TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: str) -> None:
+    """Bit for bit: alone, in any company, cut anywhere, on one thread or two (F32, F33)."""
+    draw = Draw(weights)
+    attention, moe, mlp = draw.attention(), draw.moe_layer(), draw.mlp_layer()
+    x = draw.normal(200, 128)
+    one_thread = CpuExecutor(1, executor._kernels.isa)
+
+    def run(own: CpuExecutor, cuts: list[int], company: int, dtype: torch.dtype) -> Tensor:
+        handles = own.pack_attention(attention), own.pack_moe(moe), own.pack_mlp(mlp)
+        cache = torch.full((2 * 5, BLOCK_SIZE, 72), torch.nan, dtype=dtype)
+        table = torch.randperm(10, generator=torch.Generator().manual_seed(company)).reshape(2, 5)
+        outputs = []
+        for first, last in zip([0, *cuts], [*cuts, 200], strict=True):
+            # The last tokens are generated ones; the neighbour is a prompt of its own.
+            generated = first >= 180
+            new, past = [last - first], [first]
+            if company:
+                new, past = [company, *new], [0, *past]
+            batch = paged_batch(new, past, [False, generated][-len(new) :])
+            own_table = table[-len(new) :].to(torch.int32)
+            rows = torch.repeat_interleave(torch.arange(len(new)), torch.tensor(new))
+            place = batch.positions.long()
+            slots = own_table[rows, place // BLOCK_SIZE].long() * BLOCK_SIZE + place % BLOCK_SIZE
+            batch = replace(batch, block_table=own_table, slots=slots.to(torch.int32))
+            own_x = torch.cat([x[:company].flip(0), x[first:last]])
+            step = own.begin(batch, *turn(batch, 8), "auto")
+            own.attention(handles[0], own_x, step, cache)
+            own.moe(handles[1], own_x)
+            own.mlp(handles[2], own_x)
+            outputs.append(own_x[company:])
+        return torch.cat(outputs)
+
+    ones = list(range(181, 200))
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = run(executor, [180, *ones], 0, dtype)
+        assert torch.equal(run(executor, [180], 0, dtype), expected)  # all drafts at once
+        assert torch.equal(run(executor, [1, 64, 101, 180, 186], 0, dtype), expected)
+        assert torch.equal(run(executor, [90, 180, *ones], 30, dtype), expected)
+        assert torch.equal(run(one_thread, [33, 180, 190], 5, dtype), expected)
+
+
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+def test_bad_numbers_stay_in_their_row_and_are_not_hidden(
+    executor: CpuExecutor, weights: str
+) -> None:
+    draw = Draw(weights)
+    moe, mlp = executor.pack_moe(draw.moe_layer()), executor.pack_mlp(draw.mlp_layer())
+    head = executor.pack_linear(draw.weight(32, 128))
+    clean = draw.normal(6, 128)
+    for bad in (torch.nan, torch.inf):
+        broken = clean.clone()
+        broken[2, 5] = bad
+        for run in (lambda x: executor.moe(moe, x), lambda x: executor.mlp(mlp, x)):
+            ours, theirs = broken.clone(), clean.clone()
+            run(ours)
+            run(theirs)
+            others = torch.arange(6) != 2
+            assert torch.equal(ours[others], theirs[others])
+            assert not bool(torch.isfinite(ours[2]).all())
+        logits = executor.linear(head, broken, None, 0.0)
+        assert not bool(torch.isfinite(logits[2]).any())
+
+
+def test_instruction_sets_agree() -> None:
+    layer = Draw("int4").moe_layer()
+    x = Draw("float32").normal(9, 128)
+    found = []
+    for isa in supported():
+        own, executor = x.clone(), CpuExecutor(2, isa)
+        executor.moe(executor.pack_moe(layer), own)
+        found.append(own)
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("executor", executors())
+def test_the_quantiser_finds_what_the_readable_one_finds(
+    executor: CpuExecutor, scheme: str
+) -> None:
+    draw = Draw("float32")
+    weight = draw.normal(20, 256)
+    weight[3] = 0
+    weight[4, :64] = 0
+    weight[5] *= 1e-12
+    weight[6, 7] = 50.0
+    ours, errors = executor.quantise(weight, scheme)
+    theirs, expected = REFERENCE.quantise(weight, scheme)
+    assert isinstance(ours, QuantTensor)
+    torch.testing.assert_close(
+        (dequantise(ours) - weight).double().square().sum(-1), errors, rtol=1e-3, atol=1e-30
+    )
+    # C++ skips scales in wide ranges and sums in fp32, so it may be a little worse.
+    assert bool((errors <= expected * 1.05).all())
+    assert bool((errors >= expected * 0.999).all())
+    assert int(dequantise(ours)[3].count_nonzero()) == 0
+    assert ours.codes.shape == theirs.codes.shape
+
+
+def test_what_cannot_run_is_refused() -> None:
+    with pytest.raises(BackendError, match="instruction set 'sse9'"):
+        CpuExecutor(1, "sse9")
+    with pytest.raises(BackendError, match="threads is 0"):
+        CpuExecutor(0)
+    with pytest.raises(BackendError, match="even"):
+        CpuExecutor(1).pack_attention(Draw("float32").attention(rope=8, nope=7))
+    with pytest.raises(BackendError, match="no op 'executor'"):
+        make_executor("torch", "cpu")
+    batch = RaggedBatch.packed(torch.zeros(3, dtype=torch.int32), [3])
+    with pytest.raises(ValueError, match="has none"):
+        CpuExecutor(1).begin(batch, torch.zeros(3, 4), torch.zeros(3, 4), "auto")
+    assert registry.chosen("executor", "auto", "cpu") == "cpu"
+    with pytest.raises(ValueError, match="multiple of 64"):
+        CpuExecutor(1).quantise(torch.zeros(2, 32), "int4")
