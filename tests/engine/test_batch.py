@@ -4,7 +4,7 @@ import torch
 
 from dsv2.engine.batch import build_batch
 from dsv2.engine.request import Request, SamplingParams
-from dsv2.engine.scheduler import Sequence, Work
+from dsv2.engine.sequence import Sequence, Work
 from dsv2.shapes import BLOCK_SIZE
 
 

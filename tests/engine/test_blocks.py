@@ -35,7 +35,7 @@ class Pool(RuleBasedStateMachine):
     @rule(block=st.integers(-1, TOTAL))
     def release_of_a_stranger_changes_nothing(self, block: int) -> None:
         if not any(block in blocks for blocks in self.owned):
-            with pytest.raises(ValueError, match="not all owned"):
+            with pytest.raises(ValueError, match="not all held"):
                 self.pool.release([block])
 
     @invariant()
@@ -62,5 +62,5 @@ def test_a_block_is_given_back_once() -> None:
     with pytest.raises(ValueError, match="named twice"):
         pool.release([taken[0], taken[0]])
     pool.release(taken)
-    with pytest.raises(ValueError, match="not all owned"):
+    with pytest.raises(ValueError, match="not all held"):
         pool.release(taken)

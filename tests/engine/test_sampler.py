@@ -10,7 +10,7 @@ import torch
 from dsv2.engine.philox import gumbel_noise, philox
 from dsv2.engine.request import Request, SamplingParams
 from dsv2.engine.sampler import Choice, sample
-from dsv2.engine.scheduler import Sequence
+from dsv2.engine.sequence import Sequence
 
 VOCAB = 50
 NO_ENDS: frozenset[int] = frozenset()
@@ -151,7 +151,7 @@ def test_a_row_that_is_not_finite_fails_alone(logits: torch.Tensor) -> None:
     rows[1, 8] = math.nan
     sequences = [row(seed=seed) for seed in range(3)]
     found = sample(rows, sequences, NO_ENDS)
-    assert found[1] == Choice(None)
+    assert found[1] == Choice(None, error="the model's numbers are not finite")
     clean = sample(logits.expand(3, -1), sequences, NO_ENDS)
     assert (found[0], found[2]) == (clean[0], clean[2])
 

@@ -7,13 +7,13 @@ from itertools import accumulate
 
 import torch
 
-from dsv2.engine.scheduler import Work
+from dsv2.engine.sequence import Work
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
 
 def build_batch(works: Sequence[Work], device: torch.device) -> RaggedBatch:
-    """The batch of a plan; logits are wanted where a sequence has its next token to choose."""
+    """The batch of a plan; logits are wanted where a next token is to be chosen."""
     tokens: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -23,15 +23,14 @@ def build_batch(works: Sequence[Work], device: torch.device) -> RaggedBatch:
     for row, work in enumerate(works):
         sequence = work.sequence
         first, last = sequence.computed, sequence.computed + work.count
-        tokens += sequence.tokens[first:last]
+        tokens += work.tokens()
         positions += range(first, last)
         slots += [
             sequence.blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
             for place in range(first, last)
         ]
         table[row, : len(sequence.blocks)] = torch.tensor(sequence.blocks, dtype=torch.int32)
-        if work.finishes:
-            logit_rows.append(len(tokens) - 1)
+        logit_rows += range(len(tokens) - work.num_choices, len(tokens))
     lengths = tuple(work.count for work in works)
     kv_len = [work.sequence.computed + work.count for work in works]
     return RaggedBatch(

@@ -16,6 +16,7 @@ from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import block_bytes
+from dsv2.engine.completion import Completion, Delta, Timings
 from dsv2.engine.engine import Engine, TokenOutput
 from dsv2.engine.output import OutputText
 from dsv2.engine.request import (
@@ -29,78 +30,19 @@ from dsv2.engine.request import (
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
+from dsv2.engine.speculate import NgramDrafter
 from dsv2.kernels.executor import make_executor
 from dsv2.kernels.formats import SCHEMES
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
 from dsv2.shapes import BLOCK_SIZE
-from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, ToolCall, chat_format
+from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, chat_format
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Message | Mapping[str, Any]]
 
 CACHE_SHARE = 0.25
 """Largest share of the free memory that the cache may take."""
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of one request.
-
-    Attributes:
-        time_to_first_token: from the call to the first token.
-        total: from the call to the last token.
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens of the answer.
-    """
-
-    time_to_first_token: float
-    total: float
-    prompt_tokens: int
-    new_tokens: int
-
-    @property
-    def prefill_tokens_per_second(self) -> float:
-        """Prompt tokens over the time to the first token."""
-        return self.prompt_tokens / max(self.time_to_first_token, 1e-9)
-
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """Tokens after the first over the time they took; 0 with one token."""
-        if self.new_tokens < 2:
-            return 0.0
-        return (self.new_tokens - 1) / max(self.total - self.time_to_first_token, 1e-9)
-
-
-@dataclass(frozen=True)
-class Completion:
-    """An answer.
-
-    Attributes:
-        prompt_ids: tokens of the prompt.
-        token_ids: tokens of the answer, the one that ended it included.
-        text: the answer without control tokens, up to a stop string.
-        finish_reason: ``stop``, ``length``, or ``error`` when the model's numbers were not finite.
-        logprobs: one entry per token, where they were asked for.
-        tool_calls: functions that the assistant calls, in a chat.
-        timings: how long it took.
-    """
-
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: str
-    timings: Timings
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A piece of an answer; the last has the whole as ``completion``."""
-
-    text: str
-    completion: Completion | None = None
 
 
 @dataclass
@@ -115,6 +57,9 @@ class _Answer:
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     deltas: deque[Delta] = field(default_factory=deque)
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    error: str | None = None
 
 
 class LLM:
@@ -133,6 +78,11 @@ class LLM:
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
             ``max_sequences`` of full length need, within a quarter of the free memory.
+        prefix_cache: share the cache of equal beginnings.
+        deterministic: never reuse the cache of generated tokens for a prompt, which was computed
+            in another form: answers are then the same on a cache hit, to the last bit. False makes
+            the next turn of a chat start faster.
+        speculate: tokens to guess from earlier text and verify in one step; 0 is off.
 
     Raises:
         ModelNotFoundError, ModelLoadError: the model is not here, or damaged.
@@ -150,6 +100,9 @@ class LLM:
         max_sequences: int = 16,
         max_step_tokens: int = 2048,
         cache_tokens: int | None = None,
+        prefix_cache: bool = True,
+        deterministic: bool = True,
+        speculate: int = 0,
     ) -> None:
         self.folder = resolve(model)
         self.device = _device(device)
@@ -168,9 +121,15 @@ class LLM:
             BlockPool(blocks),
             max_step_tokens=max(max_step_tokens, max_sequences),
             max_sequences=max_sequences,
+            prefix_cache=prefix_cache,
+            share_answers=not deterministic,
         )
         self.engine = Engine(
-            Runner(self.model, blocks), scheduler, self.limits, [self.tokenizer.eos_id]
+            Runner(self.model, blocks),
+            scheduler,
+            self.limits,
+            [self.tokenizer.eos_id],
+            NgramDrafter(speculate) if speculate else None,
         )
         self._answers: dict[str, _Answer] = {}
         self._count = 0
@@ -308,9 +267,15 @@ class LLM:
 
     def _take(self, output: TokenOutput) -> None:
         """Turn a token into text and keep it with its answer."""
-        answer = self._answers[output.request_id]
+        answer = self._answers.get(output.request_id)
+        if answer is None:
+            return  # a stop string ended it with an earlier token of this step
         reason, text = output.finish_reason, ""
-        answer.first = answer.first or time.perf_counter()
+        if answer.first is None:
+            answer.first = time.perf_counter()
+            answer.cached_tokens = output.cached_tokens
+            answer.prompt_logprobs = output.prompt_logprobs
+        answer.error = output.error
         if output.token is not None:
             answer.tokens.append(output.token)
             if output.logprobs is not None:
@@ -344,6 +309,9 @@ class LLM:
                 new_tokens=len(answer.tokens),
             ),
             logprobs=None if params.logprobs is None else tuple(answer.logprobs),
+            cached_tokens=answer.cached_tokens,
+            prompt_logprobs=answer.prompt_logprobs,
+            error=answer.error,
         )
 
     def _with_tools(self, completion: Completion) -> Completion:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_SEED = 2**63 - 1
+MAX_PRIORITY = 1000
+MAX_NAME_CHARS = 256
 
 
 class RequestError(ValueError):
@@ -16,6 +18,10 @@ class RequestError(ValueError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
         self.field = field
+
+
+class OverloadedError(RuntimeError):
+    """The line is full; the same request may be taken later."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class SamplingParams:
         ignore_eos: go on behind the end-of-sequence token.
         logprobs: natural logarithms of that many best tokens' probabilities for each step, beside
             the chosen token's; None for none. They are the model's own, before any penalty.
+        prompt_logprobs: the same for the tokens of the prompt, whose first has none.
     """
 
     max_tokens: int = 256
@@ -57,6 +64,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -87,11 +95,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to be continued."""
+    """A prompt to be continued.
+
+    Attributes:
+        id: unique among the requests under way.
+        prompt_ids: its tokens.
+        params: how to go on.
+        priority: higher ones go first and may take a lower one's place.
+        tenant: who asks; within a priority tenants share alike.
+        salt: only requests of equal salt share cached prefixes, so that nobody can find out by the
+            clock what others have asked.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0
+    tenant: str = ""
+    salt: str = ""
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:
@@ -129,8 +150,9 @@ def validate_params(params: SamplingParams, limits: Limits) -> None:
     _number("repetition_penalty", params.repetition_penalty, 0.01, 100.0)
     if params.seed is not None:
         _integer("seed", params.seed, 0, MAX_SEED)
-    if params.logprobs is not None:
-        _integer("logprobs", params.logprobs, 0, min(limits.max_logprobs, limits.vocab_size))
+    for name in ("logprobs", "prompt_logprobs"):
+        if (wanted := getattr(params, name)) is not None:
+            _integer(name, wanted, 0, min(limits.max_logprobs, limits.vocab_size))
     if not isinstance(params.ignore_eos, bool):
         raise RequestError("ignore_eos", f"is {params.ignore_eos!r:.60}, allowed is a bool")
     _check_bias(params.logit_bias, limits)
@@ -179,6 +201,13 @@ def validate(request: Request, limits: Limits) -> None:
     if not request.prompt_ids:
         raise RequestError("prompt", "is empty, allowed is at least one token")
     _tokens("prompt", request.prompt_ids, limits)
+    _integer("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
+    for name in ("tenant", "salt"):
+        value = getattr(request, name)
+        if not isinstance(value, str) or len(value) > MAX_NAME_CHARS:
+            raise RequestError(
+                name, f"is {value!r:.60}, allowed is a string of up to {MAX_NAME_CHARS} characters"
+            )
     prompt, answer = len(request.prompt_ids), request.params.max_tokens
     if prompt + answer > limits.max_context:
         raise RequestError(

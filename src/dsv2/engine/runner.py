@@ -23,7 +23,13 @@ class Runner:
         self._cache = allocate_cache(model.config, num_blocks, model.cache_dtype, self.device)
 
     @torch.inference_mode()
-    def run(self, batch: RaggedBatch) -> Tensor:
-        """Write the batch's latents and return fp32 logits ``[L, vocabulary]``."""
-        logits, _ = self.model(batch, self._cache)
-        return logits
+    def forward(self, batch: RaggedBatch) -> Tensor:
+        """Write the batch's latents and return the last hidden states ``[T, D]``."""
+        if isinstance(self.model, Transformer):
+            return self.model.hidden(batch, self._cache)[0]
+        return self.model.hidden(batch, self._cache)
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """fp32 logits ``[L, vocabulary]`` of rows of :meth:`forward`'s result."""
+        return self.model.logits(hidden)

@@ -6,7 +6,9 @@ noise is a sample of their softmax, and it depends on nothing but the row, the s
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from dsv2.engine.philox import gumbel_noise
 from dsv2.engine.request import SamplingParams
-from dsv2.engine.scheduler import Sequence
+from dsv2.engine.sequence import Sequence
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,11 @@ class TokenLogprobs:
 
 @dataclass(frozen=True)
 class Choice:
-    """The next token of one sequence, or None where its logits are not all finite."""
+    """The next token of one sequence, or None and why there is none."""
 
     token: int | None
     logprobs: TokenLogprobs | None = None
+    error: str | None = None
 
 
 def sample(logits: Tensor, sequences: Rows[Sequence], ends: frozenset[int]) -> list[Choice]:
@@ -47,12 +50,16 @@ def sample(logits: Tensor, sequences: Rows[Sequence], ends: frozenset[int]) -> l
         ends: tokens that end an answer, which ``min_tokens`` holds back.
 
     Returns:
-        A choice per row; a row that is not finite has none and harms no other.
+        A choice per row; a row that is not finite, or fails, has none and harms no other.
     """
-    finite = torch.isfinite(logits).all(-1)
+    finite = torch.isfinite(logits).all(-1).tolist()
+    problems: list[str | None] = [
+        None if good else "the model's numbers are not finite" for good in finite
+    ]
     shaped = logits.clone()
     for row, sequence in enumerate(sequences):
-        _shape(shaped[row], sequence, ends)
+        with _contained(problems, row):
+            _shape(shaped[row], sequence, ends)
     temperatures = [sequence.request.params.temperature for sequence in sequences]
     tokens = shaped.argmax(-1)
     drawn = [row for row, temperature in enumerate(temperatures) if temperature > 0]
@@ -62,7 +69,8 @@ def sample(logits: Tensor, sequences: Rows[Sequence], ends: frozenset[int]) -> l
         # fp64: the noise of a 32-bit word has more digits than fp32 holds.
         warm = shaped[rows].double() / scale.to(logits.device).unsqueeze(1)
         for place, row in enumerate(drawn):
-            _truncate(warm[place], sequences[row].request.params)
+            with _contained(problems, row):
+                _truncate(warm[place], sequences[row].request.params)
         noise = gumbel_noise(
             [sequences[row].seed for row in drawn],
             [len(sequences[row].tokens) for row in drawn],
@@ -70,13 +78,23 @@ def sample(logits: Tensor, sequences: Rows[Sequence], ends: frozenset[int]) -> l
             logits.device,
         )
         tokens[rows] = (warm + noise).argmax(-1)
-    numbers, good = tokens.tolist(), finite.tolist()
-    return [
-        Choice(number, _logprobs(logits[row], number, sequences[row].request.params))
-        if good[row]
-        else Choice(None)
-        for row, number in enumerate(numbers)
-    ]
+    choices = []
+    for row, token in enumerate(tokens.tolist()):
+        logprobs = None
+        with _contained(problems, row):
+            logprobs = token_logprobs(logits[row], token, sequences[row].request.params.logprobs)
+        problem = problems[row]
+        choices.append(Choice(None, error=problem) if problem else Choice(token, logprobs))
+    return choices
+
+
+@contextmanager
+def _contained(problems: list[str | None], row: int) -> Iterator[None]:
+    """What goes wrong for one row is that row's problem alone."""
+    try:
+        yield
+    except Exception as error:  # a row's request ends with it, and its message tells
+        problems[row] = problems[row] or f"choosing the next token failed: {error}"
 
 
 def _shape(row: Tensor, sequence: Sequence, ends: frozenset[int]) -> None:
@@ -116,10 +134,11 @@ def _truncate(row: Tensor, params: SamplingParams) -> None:
         row[probabilities < params.min_p * probabilities.max()] = -torch.inf
 
 
-def _logprobs(row: Tensor, token: int, params: SamplingParams) -> TokenLogprobs | None:
-    if params.logprobs is None:
+def token_logprobs(row: Tensor, token: int, count: int | None) -> TokenLogprobs | None:
+    """Of ``token`` and the ``count`` best of ``row`` ``[vocabulary]``; None where count is None."""
+    if count is None:
         return None
     logs = row.log_softmax(-1)
-    top = logs.topk(params.logprobs)
+    top = logs.topk(count)
     pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     return TokenLogprobs(float(logs[token]), tuple(pairs))

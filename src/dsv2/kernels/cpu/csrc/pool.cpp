@@ -14,7 +14,7 @@ namespace {
 
 // Within a task others arrive within microseconds, unless the system took their core away: then
 // giving up ours is what lets them arrive.
-constexpr int kSpinsBeforeYield = 20000;
+constexpr int kSpinsBeforeYield = 500;
 // Between two layers Python needs some ten microseconds; between two steps a thread may sleep.
 constexpr auto kIdle = std::chrono::microseconds(100);
 

@@ -1,0 +1,211 @@
+"""The same answer, to the last bit, however it came about (F32, F33)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dsv2 import LLM, SamplingParams, load_model
+from dsv2.engine.completion import Completion
+from dsv2.engine.request import Request
+from dsv2.engine.sequence import Sequence
+from dsv2.engine.speculate import NgramDrafter
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.ragged import RaggedBatch
+from tests.models import save_tiny
+
+WIDE = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
+        "kv_lora_rank": 64, "v_head_dim": 16, "qk_nope_head_dim": 64}  # fmt: skip
+ANSWER = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True, logprobs=2)
+PROMPTS = [
+    "def f(x):", "import torch\n" * 40, "import torch\n" * 40 + "x", "class A:\n    pass\n" * 9,
+    "a b c d e f g " * 12,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("wide"), **WIDE)
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "int4"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, dtype: str) -> list[Completion]:
+    llm = make(folder, dtype, prefix_cache=False)
+    return [llm.generate(prompt, ANSWER)[0] for prompt in PROMPTS]
+
+
+def make(folder: Path, dtype: str, **options: Any) -> LLM:
+    return LLM(folder, device="cpu", dtype=dtype, **options)
+
+
+def same(found: list[Completion], expected: list[Completion]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == other.logprobs
+
+
+def test_batched(folder: Path, dtype: str, alone: list[Completion]) -> None:
+    assert len({one.token_ids for one in alone}) == len(PROMPTS)
+    same(make(folder, dtype).generate(PROMPTS, ANSWER), alone)
+    same(make(folder, dtype, threads=1).generate(PROMPTS[::-1], ANSWER)[::-1], alone)
+
+
+@pytest.mark.parametrize("size", [5, 17, 64, 100])
+def test_chunked(folder: Path, dtype: str, alone: list[Completion], size: int) -> None:
+    llm = make(folder, dtype, max_step_tokens=size, max_sequences=5)
+    same(llm.generate(PROMPTS, ANSWER), alone)
+
+
+def test_on_a_prefix_hit(folder: Path, dtype: str, alone: list[Completion]) -> None:
+    llm = make(folder, dtype)
+    cold = [llm.generate(prompt, ANSWER)[0] for prompt in PROMPTS]
+    warm = [llm.generate(prompt, ANSWER)[0] for prompt in PROMPTS]
+    same(cold, alone)
+    same(warm, alone)
+    assert cold[0].cached_tokens == 0
+    assert cold[2].cached_tokens > 0
+    assert all(one.cached_tokens % 64 == 0 for one in warm)
+    assert warm[1].cached_tokens > 64
+
+
+def test_preempted(folder: Path, dtype: str) -> None:
+    short = [prompt[:12] for prompt in PROMPTS[1:4]]
+    long_answers = replace(ANSWER, max_tokens=150)
+    expected = [make(folder, dtype).generate(prompt, long_answers)[0] for prompt in short]
+    llm = make(folder, dtype, cache_tokens=4 * 64)
+    same(llm.generate(short, long_answers), expected)
+    assert llm.engine.stats.preemptions > 0
+    assert llm.engine.stats.free_blocks == llm.engine.stats.total_blocks
+
+
+class Foresight:
+    """Drafts from a known answer, every fifth token of which is wrong."""
+
+    def __init__(self, answers: list[Completion]) -> None:
+        self.answers = {answer.prompt_ids: answer.token_ids for answer in answers}
+
+    def draft(self, sequences: list[Sequence]) -> None:
+        for one in sequences:
+            known = self.answers[one.request.prompt_ids][one.num_generated :][:6]
+            room = one.request.params.max_tokens - one.num_generated - 1
+            drafts = [(token + (n % 5 == 4)) % 500 for n, token in enumerate(known)]
+            one.drafts = drafts[: max(room, 0)]
+
+    def forget(self, sequence: Sequence) -> None:
+        pass
+
+
+def test_speculated(folder: Path, dtype: str, alone: list[Completion]) -> None:
+    # With a temperature too: a draft is kept where it is what would have been drawn.
+    warm = [replace(ANSWER, temperature=0.8, seed=n, frequency_penalty=0.3) for n in range(5)]
+    drawn = make(folder, dtype).generate(PROMPTS, warm)
+    for params, expected in ((ANSWER, alone), (warm, drawn)):
+        llm = make(folder, dtype)
+        llm.engine._drafter = Foresight(expected)
+        same(llm.generate(PROMPTS, params), expected)
+        stats = llm.engine.stats
+        assert stats.drafted_tokens * 0.6 < stats.accepted_tokens < stats.drafted_tokens
+        same(make(folder, dtype, speculate=5).generate(PROMPTS, params), expected)
+
+
+def test_tokens_that_recur_are_guessed() -> None:
+    def drafts(tokens: list[int], answer: int = 20, **options: int) -> list[int]:
+        request = Request("a", tuple(tokens), SamplingParams(max_tokens=answer))
+        one = Sequence(request, 0, list(tokens))
+        NgramDrafter(**options).draft([one])
+        return one.drafts
+
+    assert drafts([1, 2, 3, 4, 5, 9, 1, 2, 3]) == [4, 5, 9, 1]
+    assert drafts([1, 2, 3, 4, 5, 9, 1, 2, 3], count=2) == [4, 5]
+    assert drafts([1, 2, 7, 5, 1, 2, 8, 5, 1, 2]) == [8, 5, 1, 2]  # the last time counts
+    assert drafts([1, 2, 3, 1, 2], answer=2) == [3]
+    assert drafts([1, 2, 3, 1, 2], answer=1) == []
+    assert drafts([1, 2, 3, 4]) == drafts([1]) == []
+    with pytest.raises(ValueError, match="count is 0"):
+        NgramDrafter(count=0)
+
+
+def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> None:
+    """Without ``deterministic`` a chat's next turn finds its own answer in the cache."""
+    exact, loose = make(folder, dtype), make(folder, dtype, deterministic=False)
+    first = exact.generate(PROMPTS[1], ANSWER)[0]
+    assert loose.generate(PROMPTS[1], ANSWER)[0].token_ids == first.token_ids
+    follow = [*first.prompt_ids, *first.token_ids, *exact.tokenizer.encode(" and then")]
+    found = [llm.generate([follow], ANSWER)[0] for llm in (exact, loose)]
+    assert found[1].cached_tokens > found[0].cached_tokens
+    assert found[0].logprobs is not None
+    assert found[1].logprobs is not None
+    tolerance = 1e-3 if dtype == "float32" else 5e-2
+    assert found[1].logprobs[0].chosen == pytest.approx(found[0].logprobs[0].chosen, abs=tolerance)
+
+
+def test_prompt_logprobs_are_those_of_a_plain_forward(folder: Path) -> None:
+    llm = make(folder, "float32", max_step_tokens=50)
+    params = replace(ANSWER, max_tokens=2, prompt_logprobs=3)
+    llm.generate(PROMPTS[1], params)
+    done = llm.generate(PROMPTS[1], params)[0]
+    assert done.cached_tokens == 0  # what was cached has no logits
+    assert done.prompt_logprobs is not None
+    assert len(done.prompt_logprobs) == len(done.prompt_ids)
+    assert done.prompt_logprobs[0] is None
+    ids = torch.tensor(done.prompt_ids)
+    with torch.inference_mode():
+        logits, _ = load_model(folder, dtype="float32", backend="reference")(
+            RaggedBatch.packed(ids, [len(ids)])
+        )
+    logs = logits.log_softmax(-1)
+    for place, found in enumerate(done.prompt_logprobs[1:]):
+        assert found is not None
+        assert found.chosen == pytest.approx(float(logs[place, ids[place + 1]]), abs=1e-3)
+        assert len(found.top) == 3
+
+
+def test_cancelling_frees_everything_at_once(folder: Path) -> None:
+    llm = make(folder, "float32", max_step_tokens=40, max_sequences=3)
+    for number, prompt in enumerate(PROMPTS):
+        ids = (llm.tokenizer.bos_id, *llm.tokenizer.encode(prompt))
+        llm.engine.add(Request(str(number), ids, ANSWER))
+    for number in range(5):
+        llm.engine.step()
+        llm.engine.abort(str(number))
+        llm.engine.abort(str(number))
+    stats = llm.engine.stats
+    assert not llm.engine.has_work
+    assert stats.free_blocks == stats.total_blocks
+    assert stats.running == stats.waiting == 0
+    assert llm.engine.step() == []
+
+
+def test_an_exception_for_one_row_ends_that_request_only(
+    folder: Path, alone: list[Completion], dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dsv2.engine import sampler
+
+    shape = sampler._shape
+
+    def broken(row: torch.Tensor, sequence: Any, ends: frozenset[int]) -> None:
+        if sequence.request.params.top_k == 13 and sequence.num_generated == 3:
+            raise RuntimeError("this one is broken")
+        shape(row, sequence, ends)
+
+    monkeypatch.setattr(sampler, "_shape", broken)
+    params = [replace(ANSWER, top_k=13 if n == 1 else 0) for n in range(len(PROMPTS))]
+    found = make(folder, dtype).generate(PROMPTS, params)
+    assert found[1].finish_reason == "error"
+    assert found[1].error == "choosing the next token failed: this one is broken"
+    assert len(found[1].token_ids) == 3
+    del found[1]
+    same(found, [one for n, one in enumerate(alone) if n != 1])
+
+
+def test_the_best_instruction_set_is_taken() -> None:
+    assert CpuExecutor().description.startswith("cpu (")
