@@ -159,7 +159,12 @@ def test_a_sequence_with_bad_numbers_fails_alone(
 ) -> None:
     backend, dtype = ("torch", "float32") if dtype == "torch" else ("cpu", dtype)
     llm, broken = (LLM(tiny_folder, device="cpu", dtype=dtype, backend=backend) for _ in range(2))
-    token = broken.tokenizer.encode("import")[-1]
+    clean = [prompt for prompt in PROMPTS if prompt != "import"]
+    expected = [done.token_ids for done in llm.generate(clean, GREEDY)]
+    # A token that nobody else reads or says.
+    said = {token for answer in expected for token in answer}
+    said.update(*(llm.tokenizer.encode(prompt) for prompt in clean), [llm.tokenizer.bos_id])
+    token = next(number for number in range(100, 500) if number not in said)
     if isinstance(broken.model, Transformer):
         with torch.no_grad():
             broken.model.embed[token] = float("nan")
@@ -170,9 +175,7 @@ def test_a_sequence_with_bad_numbers_fails_alone(
             return embed(handle, ids).masked_fill((ids == token).unsqueeze(1), float("nan"))
 
         monkeypatch.setattr(broken.model.executor, "embed", poisoned)
-    clean = [prompt for prompt in PROMPTS if prompt != "import"]
-    expected = [done.token_ids for done in llm.generate(clean, GREEDY)]
-    found = broken.generate([*clean[:2], "import", *clean[2:]], GREEDY)
+    found = broken.generate([*clean[:2], [llm.tokenizer.bos_id, token], *clean[2:]], GREEDY)
     assert found[2].finish_reason == "error"
     assert [done.token_ids for done in (*found[:2], *found[3:])] == expected
     # The failed sequence's blocks hold NaN; who gets them next must not see it.

@@ -10,15 +10,19 @@ from itertools import accumulate
 from torch import Tensor
 
 from dsv2.engine.batch import build_batch
-from dsv2.engine.request import MAX_SEED, Limits, Request, validate
+from dsv2.engine.request import MAX_SEED, Limits, Request, RequestError, validate
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import Choice, TokenLogprobs, sample, token_logprobs
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import Sequence, Work
 from dsv2.engine.speculate import Drafter
+from dsv2.engine.structured import Pending, StructureCompiler, StructureError
 
 _LOGPROB_ROWS = 64
 """Prompt positions whose logits are alive at once: 64 rows of 102,400 fp32 are 26 MB."""
+
+_COMPILE_WAIT = 0.01
+"""Seconds to wait for a structure when nothing else is to do."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Engine:
         limits: what a request may ask.
         ends: the model's end-of-sequence tokens.
         drafter: guesses tokens for speculation, or None.
+        structures: compiles the structures of answers, or None to refuse them.
     """
 
     def __init__(
@@ -90,11 +95,13 @@ class Engine:
         limits: Limits,
         ends: Collection[int],
         drafter: Drafter | None = None,
+        structures: StructureCompiler | None = None,
     ) -> None:
         self._runner, self._scheduler = runner, scheduler
         self.limits = limits
         self._ends = frozenset(ends)
-        self._drafter = drafter
+        self._drafter, self._structures = drafter, structures
+        self._compiling: dict[str, Pending] = {}
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = 0
@@ -136,8 +143,16 @@ class Engine:
             seed=secrets.randbelow(MAX_SEED + 1) if seed is None else seed,
             tokens=list(request.prompt_ids),
         )
+        structure = request.params.structure
+        if structure is not None and self._structures is None:
+            raise RequestError(
+                "structure", "needs llguidance, which `pip install dsv2[serve]` brings"
+            )
+        sequence.waits = structure is not None
         self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
+        if structure is not None and self._structures is not None:
+            self._compiling[request.id] = self._structures.submit(structure)
 
     def abort(self, request_id: str) -> None:
         """Stop a request and free its blocks; one that has ended is left alone."""
@@ -148,6 +163,7 @@ class Engine:
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         del self._sequences[sequence.request.id]
         self._prompt_logprobs.pop(sequence.request.id, None)
+        self._compiling.pop(sequence.request.id, None)
         if self._drafter is not None:
             self._drafter.forget(sequence)
         self._scheduler.finish(sequence, forget=forget)
@@ -156,15 +172,34 @@ class Engine:
         """Compute one batch; empty when it held chunks of prompts alone, or nothing was to do."""
         if self._drafter is not None:
             self._drafter.draft([s for s in self._scheduler.running if s.remaining == 1])
+        failed = self._take_structures()
         works = self._scheduler.plan()
         if not works:
-            return []
+            if self._compiling and not failed:
+                next(iter(self._compiling.values())).wait(_COMPILE_WAIT)
+            return failed
         batch = build_batch(works, self._runner.device)
         hidden = self._runner.forward(batch)
         self._score_prompts(works, hidden)
         assert batch.logit_rows is not None
         logits = self._runner.logits(hidden[batch.logit_rows.long()])
-        return self._choose(works, logits)
+        return failed + self._choose(works, logits)
+
+    def _take_structures(self) -> list[TokenOutput]:
+        """Let sequences go whose structure is compiled; end those whose structure is bad."""
+        failed = []
+        for name, pending in list(self._compiling.items()):
+            sequence = self._sequences[name]
+            try:
+                sequence.matcher = pending.result()
+            except StructureError as error:
+                self._end(sequence)
+                failed.append(TokenOutput(name, None, None, "error", str(error)))
+                continue
+            if sequence.matcher is not None:
+                sequence.waits = False
+                del self._compiling[name]
+        return failed
 
     def _score_prompts(self, works: list[Work], hidden: Tensor) -> None:
         """Logprobs of the prompt tokens that a work's positions predict, some rows at a time."""
@@ -235,6 +270,10 @@ class Engine:
         if choice.token is None:
             return "error"
         sequence.tokens.append(choice.token)
+        if sequence.matcher is not None:
+            sequence.matcher.take(choice.token)  # the sampler chose among what it allows
+            if sequence.matcher.is_complete:
+                return "stop"
         ended = choice.token in self._ends and not params.ignore_eos
         if ended or choice.token in params.stop_token_ids:
             return "stop"

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.speculate import NgramDrafter
+from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import make_executor
 from dsv2.kernels.formats import SCHEMES
 from dsv2.model.packed import PackedModel
@@ -130,6 +132,7 @@ class LLM:
             self.limits,
             [self.tokenizer.eos_id],
             NgramDrafter(speculate) if speculate else None,
+            _structures(self.tokenizer, self.config.vocab_size),
         )
         self._answers: dict[str, _Answer] = {}
         self._count = 0
@@ -370,6 +373,14 @@ def _fitting(folder: Path) -> str:
     """float32 where that takes less than half of the free memory, else bfloat16."""
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     return "float32" if 2 * stored < available_bytes() / 2 else "bfloat16"
+
+
+def _structures(tokenizer: Tokenizer, vocab_size: int) -> StructureCompiler | None:
+    """The compiler where llguidance is installed; without it the engine refuses structures."""
+    if find_spec("llguidance") is None:
+        return None
+    text = tokenizer.files()["tokenizer.json"].decode("utf-8")
+    return StructureCompiler(text, vocab_size, tokenizer.eos_id)
 
 
 def _num_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,24 @@ class RequestError(ValueError):
 
 class OverloadedError(RuntimeError):
     """The line is full; the same request may be taken later."""
+
+
+STRUCTURES = ("json_object", "json_schema", "regex", "grammar")
+MAX_STRUCTURE_CHARS = 65_536
+MAX_SCHEMA_DEPTH = 64
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What an answer must look like.
+
+    Attributes:
+        kind: ``json_object``, ``json_schema``, ``regex``, or ``grammar`` in Lark's form.
+        text: the schema as JSON, the expression or the grammar; empty for ``json_object``.
+    """
+
+    kind: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +66,7 @@ class SamplingParams:
         logprobs: natural logarithms of that many best tokens' probabilities for each step, beside
             the chosen token's; None for none. They are the model's own, before any penalty.
         prompt_logprobs: the same for the tokens of the prompt, whose first has none.
+        structure: what the answer must look like; None for free text.
     """
 
     max_tokens: int = 256
@@ -65,6 +85,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structure: Structure | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -155,8 +176,45 @@ def validate_params(params: SamplingParams, limits: Limits) -> None:
             _integer(name, wanted, 0, min(limits.max_logprobs, limits.vocab_size))
     if not isinstance(params.ignore_eos, bool):
         raise RequestError("ignore_eos", f"is {params.ignore_eos!r:.60}, allowed is a bool")
+    _check_structure(params.structure)
     _check_bias(params.logit_bias, limits)
     _check_stops(params, limits)
+
+
+def _check_structure(structure: Any) -> None:
+    if structure is None:
+        return
+    if not isinstance(structure, Structure) or structure.kind not in STRUCTURES:
+        kind = getattr(structure, "kind", structure)
+        raise RequestError("structure", f"is {kind!r:.60}, allowed are {', '.join(STRUCTURES)}")
+    text = structure.text
+    if not isinstance(text, str) or len(text) > MAX_STRUCTURE_CHARS:
+        raise RequestError("structure", f"must be a text of up to {MAX_STRUCTURE_CHARS} characters")
+    if (structure.kind == "json_object") != (text == ""):
+        raise RequestError("structure", f"of kind {structure.kind} has text {text!r:.60}")
+    if structure.kind == "json_schema":
+        try:
+            schema = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RequestError("structure", f"is not valid JSON: {error}") from error
+        if not isinstance(schema, (dict, bool)) or _depth(schema) > MAX_SCHEMA_DEPTH:
+            raise RequestError(
+                "structure", f"must be a schema at most {MAX_SCHEMA_DEPTH} levels deep"
+            )
+
+
+def _depth(value: Any) -> int:
+    """Levels of objects and lists, without recursion."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            child
+            for one in level
+            if isinstance(one, (dict, list))
+            for child in (one.values() if isinstance(one, dict) else one)
+        ]
+    return depth
 
 
 def _check_bias(bias: Any, limits: Limits) -> None:

@@ -56,10 +56,14 @@ def sample(logits: Tensor, sequences: Rows[Sequence], ends: frozenset[int]) -> l
     problems: list[str | None] = [
         None if good else "the model's numbers are not finite" for good in finite
     ]
-    shaped = logits.clone()
+    shaped, row_device = logits.clone(), logits.device
     for row, sequence in enumerate(sequences):
         with _contained(problems, row):
             _shape(shaped[row], sequence, ends)
+            if sequence.matcher is not None:
+                shaped[row].masked_fill_(~sequence.matcher.allowed().to(row_device), -torch.inf)
+                if bool(shaped[row].isneginf().all()):
+                    raise ValueError("the structure allows no token here")
     temperatures = [sequence.request.params.temperature for sequence in sequences]
     tokens = shaped.argmax(-1)
     drawn = [row for row, temperature in enumerate(temperatures) if temperature > 0]

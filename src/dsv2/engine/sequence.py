@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from dsv2.engine.blocks import Prefix
 from dsv2.engine.request import Request
@@ -31,6 +32,7 @@ class Sequence:
         preemptions: how often its blocks were taken away.
         arrival: its place in the order of arrival.
         waits: not to be admitted yet.
+        matcher: follows the answer's structure (:class:`dsv2.engine.structured.Matcher`), or None.
     """
 
     request: Request
@@ -45,6 +47,7 @@ class Sequence:
     preemptions: int = 0
     arrival: int = 0
     waits: bool = False
+    matcher: Any = None
 
     @property
     def num_prompt(self) -> int:

@@ -1,0 +1,153 @@
+"""Answers that follow a JSON schema, a regular expression or a grammar.
+
+A structure is compiled by llguidance in a thread beside the step loop, under limits of size and
+time; its sequence waits meanwhile and nobody else does. Every step then asks the compiled matcher
+which tokens may come next.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dsv2.engine.request import Structure
+
+MAX_COMPILED = 64
+"""Compiled structures that are kept for the next request with the same one."""
+
+
+class Matcher(Protocol):
+    """Follows one answer."""
+
+    def allowed(self) -> Tensor:
+        """``[vocabulary]`` bool: the tokens that may come next."""
+        ...
+
+    def take(self, token: int) -> None:
+        """Note the token that came; ValueError when it was not allowed."""
+        ...
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing may follow."""
+        ...
+
+
+class StructureError(ValueError):
+    """A structure cannot be compiled, with the reason."""
+
+
+class _Matcher:
+    def __init__(self, native: Any, vocab_size: int) -> None:
+        self._native, self._vocab_size = native, vocab_size
+
+    def allowed(self) -> Tensor:
+        mask = torch.frombuffer(bytearray(self._native.compute_bitmask()), dtype=torch.uint8)
+        if self._native.is_error():
+            raise ValueError(self._native.get_error())
+        bits = mask.unsqueeze(1) >> torch.arange(8, dtype=torch.uint8) & 1
+        return bits.flatten()[: self._vocab_size].bool()
+
+    def take(self, token: int) -> None:
+        if not self._native.consume_token(token):
+            raise ValueError(self._native.get_error() or f"token {token} is not allowed here")
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self._native.is_stopped())
+
+
+class StructureCompiler:
+    """Compiles structures for one tokenizer.
+
+    Args:
+        tokenizer_json: the content of ``tokenizer.json``.
+        vocab_size: width of the model's logits.
+        end: the end-of-sequence token.
+        seconds: how long one structure may take.
+
+    """
+
+    def __init__(
+        self, tokenizer_json: str, vocab_size: int, end: int, *, seconds: float = 5.0
+    ) -> None:
+        import llguidance
+
+        self._library = llguidance
+        self._source = (tokenizer_json, vocab_size, end)
+        self._tokenizer: Any = None
+        self._seconds = seconds
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="dsv2-grammar")
+        self._compiled: OrderedDict[Structure, Any] = OrderedDict()
+
+    def submit(self, structure: Structure) -> Pending:
+        """Start compiling; the result has a time limit."""
+        return Pending(
+            self._threads.submit(self._compile, structure), time.monotonic() + self._seconds
+        )
+
+    def _compile(self, structure: Structure) -> Matcher:
+        known = self._compiled.get(structure)
+        if known is None:
+            known = self._make(structure)
+            self._compiled[structure] = known
+            while len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return _Matcher(known.deep_copy(), self._source[1])
+
+    def _make(self, structure: Structure) -> Any:
+        library, (text, vocab_size, end) = self._library.LLMatcher, self._source
+        if self._tokenizer is None:
+            self._tokenizer = self._library.LLTokenizer(text, n_vocab=vocab_size, eos_token=end)
+        if structure.kind == "regex":
+            grammar = library.grammar_from_regex(structure.text)
+        elif structure.kind == "grammar":
+            grammar = library.grammar_from_lark(structure.text)
+        else:
+            schema = structure.text if structure.kind == "json_schema" else '{"type": "object"}'
+            # Free whitespace lets a model that has lost the thread fill its answer with it.
+            options: Any = {"whitespace_flexible": False}
+            grammar = library.grammar_from_json_schema(json.loads(schema), overrides=options)
+        matcher = library(self._tokenizer, grammar, log_level=0)
+        if matcher.is_error():
+            raise StructureError(f"{structure.kind} is not valid: {matcher.get_error():.500}")
+        return matcher
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class Pending:
+    """A structure that is being compiled."""
+
+    def __init__(self, future: Future[Matcher], deadline: float) -> None:
+        self._future, self._deadline = future, deadline
+
+    def result(self) -> Matcher | None:
+        """The matcher once it is there, None until then.
+
+        Raises:
+            StructureError: it is not valid, or takes too long.
+        """
+        if not self._future.done():
+            if time.monotonic() < self._deadline:
+                return None
+            self._future.cancel()
+            raise StructureError("the structure takes too long to compile; make it smaller")
+        try:
+            return self._future.result()
+        except StructureError:
+            raise
+        except Exception as error:  # the library's own: the request's problem, nobody else's
+            raise StructureError(f"the structure cannot be compiled: {error:.500}") from error
+
+    def wait(self, seconds: float) -> None:
+        """Wait for it a little."""
+        wait([self._future], timeout=seconds)
