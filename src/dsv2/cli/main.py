@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("dsv2.cli.models:verify", "Compare a pulled model with the hub's checksums."),
     "rm": ("dsv2.cli.models:rm", "Delete a pulled model."),
     "quantize": ("dsv2.cli.quantize:quantize", "Convert a checkpoint to 8 or 4 bits."),
+    "bench": ("dsv2.cli.bench:bench", "Measure speed and memory on this machine."),
     "tokenizer": ("dsv2.cli.tokenizer:tokenizer", "Train a tokenizer, or use one."),
     "prepare": ("dsv2.cli.prepare:prepare", "Turn text into token shards."),
     "train": ("dsv2.cli.train:train", "Run a training recipe, or resume it."),

@@ -274,6 +274,15 @@ class CpuExecutor:
         )  # fmt: skip
         return done, errors
 
+    def probe_read(self, size: int = 2 << 30) -> float:
+        """Bytes per second that the threads read from memory."""
+        return self._kernels.probe_read(size)
+
+    def probe_multiply(self, weights: str) -> float:
+        """Operations per second of the dot product for a format, on registers alone."""
+        code = _FORMATS[weights if weights in SCHEMES else getattr(torch, weights)]
+        return self._kernels.probe_multiply(code, 3_000_000)
+
 
 def _absorbed(batch: RaggedBatch, form: str) -> list[bool]:
     if form not in ("auto", "absorbed", "expanded"):

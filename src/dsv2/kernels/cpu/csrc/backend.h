@@ -28,6 +28,9 @@ class Backend {
   // Portable codes of fp32 or bf16 weights [rows, cols] with the squared error of each row.
   virtual void quantise(Format format, int rows, int cols, Format source, const void* data, uint8_t* codes,
                         int8_t* scales, float* row_scales, double* errors, Arena& arena, Pool& pool) const = 0;
+  // Bytes per second, and operations per second of the dot product for a format.
+  virtual double probe_read(const uint8_t* data, size_t bytes, Pool& pool) const = 0;
+  virtual double probe_multiply(Format format, int rounds, Pool& pool) const = 0;
 };
 
 // The machine's best is the first of these that is not null; each is null where the processor or

@@ -5,6 +5,7 @@
 #include "backend.h"
 #include "feedforward.h"
 #include "pack.h"
+#include "probe.h"
 #include "quantise.h"
 
 namespace dsv2 {
@@ -81,6 +82,14 @@ class Instance final : public Backend {
                 int8_t* scales, float* row_scales, double* errors, Arena& arena, Pool& pool) const override {
     float* scratch = arena.take<float>(static_cast<size_t>(cols) * pool.threads());
     quantise_matrix<V>(format, rows, cols, source, data, codes, scales, row_scales, errors, scratch, pool);
+  }
+
+  double probe_read(const uint8_t* data, size_t bytes, Pool& pool) const override {
+    return dsv2::probe_read<V>(data, bytes, pool);
+  }
+
+  double probe_multiply(Format format, int rounds, Pool& pool) const override {
+    return dsv2::probe_multiply<V>(format, rounds, pool);
   }
 
  private:

@@ -9,6 +9,7 @@
 #include <nanobind/stl/vector.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <mutex>
@@ -223,7 +224,24 @@ class Kernels {
                        at<int8_t>(scales), at<float>(row_scales), at<double>(errors), arena_, *pool_);
   }
 
+  double probe_read(size_t bytes) {
+    const nb::gil_scoped_release release;
+    if (probe_ == nullptr || probe_bytes_ < bytes) {
+      probe_ = std::make_unique<Memory>(bytes);
+      probe_bytes_ = bytes;
+      std::fill(probe_->start(), probe_->start() + bytes, uint8_t{1});
+    }
+    return backend_->probe_read(probe_->start(), bytes, *pool_);
+  }
+
+  double probe_multiply(int format, int rounds) {
+    const nb::gil_scoped_release release;
+    return backend_->probe_multiply(static_cast<Format>(format), rounds, *pool_);
+  }
+
  private:
+  std::unique_ptr<Memory> probe_;
+  size_t probe_bytes_ = 0;
   const Backend* backend_ = nullptr;
   std::unique_ptr<Pool> pool_;
   std::mutex turn_;
@@ -362,5 +380,7 @@ NB_MODULE(_native, m) {
       .def("moe", &Kernels::moe)
       .def("linear", &Kernels::linear)
       .def("gather", &Kernels::gather)
-      .def("quantise", &Kernels::quantise);
+      .def("quantise", &Kernels::quantise)
+      .def("probe_read", &Kernels::probe_read)
+      .def("probe_multiply", &Kernels::probe_multiply);
 }

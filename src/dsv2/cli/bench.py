@@ -1,0 +1,178 @@
+"""``dsv2 bench``: how fast this machine runs a model, beside what it could do at most."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dsv2.engine.bench import Figure, ModelBench, Roof
+
+bench = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Measure speed and memory on this machine."
+)
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, pocket or a pulled model; with --random any release.")
+]
+Weights = Annotated[
+    str, typer.Option("--weights", help="float32, bfloat16, int8, int4; auto: as stored.")
+]
+Random = Annotated[
+    bool, typer.Option("--random", help="Random weights of the model's shape, no checkpoint.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Numbers = Annotated[str, typer.Option(help="Comma-separated.")]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or min(found) < 1:
+        raise ValueError(f"{text!r} is not a list of numbers such as 1,4,16")
+    return found
+
+
+def _bits(weights: str) -> int:
+    sizes = {"float32": 32, "bfloat16": 16}
+    if weights not in sizes:
+        raise ValueError(f"weights {weights!r}, allowed are float32, bfloat16, int8, int4")
+    return sizes[weights]
+
+
+def _model_bench(
+    model: str, weights: str, random: bool, threads: int | None, longest: int
+) -> tuple[ModelBench, Roof, str]:
+    from dsv2.checkpoint import load_packed
+    from dsv2.checkpoint.synthetic import synthetic_model
+    from dsv2.cli.info import find_config
+    from dsv2.engine.bench import ModelBench, measure_roof
+    from dsv2.kernels.cpu import CpuExecutor
+
+    executor = CpuExecutor(threads)
+    if random:
+        weights = "int4" if weights == "auto" else weights
+        packed = synthetic_model(find_config(model), executor, weights)
+    else:
+        packed = load_packed(model, executor, weights=weights)
+    roof = measure_roof(executor, packed.weights)
+    return ModelBench(packed, roof, longest), roof, f"{model} in {packed.description}"
+
+
+def _show(title: str, roof: Roof, figures: list[Figure], as_json: bool) -> None:
+    if as_json:
+        facts: dict[str, Any] = {"what": title, "roof": asdict(roof)}
+        facts["figures"] = [asdict(figure) | {"share": figure.share} for figure in figures]
+        typer.echo(json.dumps(facts))
+        return
+    table = Table(title=title)
+    for name in ("work", "ms", "tokens/s", "GB/s", "TOP/s", "of the limit"):
+        table.add_column(name, justify="left" if name == "work" else "right")
+    for figure in figures:
+        table.add_row(
+            figure.work, f"{figure.seconds * 1e3:,.2f}", f"{figure.tokens_per_second:,.1f}",
+            f"{figure.bytes / figure.seconds / 1e9:.1f}",
+            f"{figure.operations / figure.seconds / 1e12:.3f}", f"{figure.share:.0%}",
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Limits measured just now: {roof.read / 1e9:.1f} GB/s read, "
+        f"{roof.multiply / 1e12:.3f} TOP/s of dot products."
+    )
+
+
+@bench.command()
+def latency(
+    model: Model = "pocket",
+    weights: Weights = "auto",
+    random: Random = False,
+    prompts: Numbers = "128,512",
+    depths: Numbers = "128,1024,4096",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """One sequence: prompts of some lengths, then single tokens at some depths."""
+    lengths, places = _numbers(prompts), _numbers(depths)
+    own, roof, title = _model_bench(model, weights, random, threads, max(*lengths, *places) + 1)
+    figures = [own.prefill(length) for length in lengths]
+    figures += [own.decode(1, depth) for depth in places]
+    _show(title, roof, figures, as_json)
+
+
+@bench.command()
+def throughput(
+    model: Model = "pocket",
+    weights: Weights = "auto",
+    random: Random = False,
+    sequences: Numbers = "1,4,16,32",
+    depth: Annotated[int, typer.Option(min=1, help="Tokens of each in the cache.")] = 128,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Several sequences at once, a token each per step."""
+    counts = _numbers(sequences)
+    longest = max(counts) * (depth + 64)
+    own, roof, title = _model_bench(model, weights, random, threads, longest)
+    _show(title, roof, [own.decode(count, depth) for count in counts], as_json)
+
+
+@bench.command()
+def kernels(
+    rows: Annotated[
+        int | None, typer.Option(min=16, help="Default: so many that the matrix takes 1 GiB.")
+    ] = None,
+    columns: Annotated[int, typer.Option(min=64)] = 2048,
+    tokens: Numbers = "1,4,16,64,256",
+    weights: Annotated[str, typer.Option(help="Comma-separated.")] = "float32,bfloat16,int8,int4",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Matrices of every format times few and many rows of activations."""
+    from dsv2.engine.bench import bench_linear, measure_roof
+    from dsv2.kernels.cpu import CpuExecutor
+    from dsv2.kernels.formats import SCHEMES
+
+    executor = CpuExecutor(threads)
+    for name in weights.split(","):
+        roof = measure_roof(executor, name)
+        bits = SCHEMES[name].bits_per_weight(columns) if name in SCHEMES else _bits(name)
+        own_rows = rows or int(2**33 / bits / columns) // 64 * 64
+        figures = [
+            bench_linear(executor, name, roof, own_rows, columns, count)
+            for count in _numbers(tokens)
+        ]
+        _show(executor.description, roof, figures, as_json)
+
+
+@bench.command()
+def memory(model: Model = "pocket", as_json: Json = False) -> None:
+    """What the weights and the cache of MODEL take in every format; nothing is loaded."""
+    from dsv2.checkpoint.packed import WEIGHTS
+    from dsv2.checkpoint.quantised import stored_bytes
+    from dsv2.checkpoint.weights import available_bytes
+    from dsv2.cli.info import find_config
+    from dsv2.model.counts import count
+
+    config, free = find_config(model), available_bytes()
+    rows = {name: stored_bytes(config, name) for name in WEIGHTS}
+    cached = {kind: count(config).cache_bytes(kind) for kind in ("fp32", "bf16")}
+    if as_json:
+        typer.echo(json.dumps({"free": free, "weights": rows, "cache_per_token": cached}))
+        return
+    table = Table(title=f"{model}: {free / 2**30:.1f} GiB free here")
+    for name in ("weights", "GiB", "room for tokens of cache"):
+        table.add_column(name, justify="left" if name == "weights" else "right")
+    for name, size in rows.items():
+        kind = "fp32" if name == "float32" else "bf16"
+        room = int((free - size) / cached[kind])
+        table.add_row(name, f"{size / 2**30:.2f}", f"{room:,}" if room > 0 else "does not fit")
+    Console().print(table)
