@@ -63,6 +63,8 @@ class EngineStats:
         cached_tokens: of those, found in the cache.
         drafted_tokens: guesses that were verified.
         accepted_tokens: of those, right.
+        undrafted_steps: how often a sequence got no guesses because the draft model's cache was
+            full, its context too short or its numbers not finite.
     """
 
     running: int
@@ -74,6 +76,7 @@ class EngineStats:
     cached_tokens: int
     drafted_tokens: int
     accepted_tokens: int
+    undrafted_steps: int
 
 
 class Engine:
@@ -125,6 +128,7 @@ class Engine:
             cached_tokens=self._cached_tokens,
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
+            undrafted_steps=0 if self._drafter is None else self._drafter.num_undrafted,
         )
 
     def add(self, request: Request) -> None:

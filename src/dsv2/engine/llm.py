@@ -18,6 +18,7 @@ from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import block_bytes
 from dsv2.engine.completion import Completion, Delta, Timings
+from dsv2.engine.draft_model import ModelDrafter, check_vocabularies
 from dsv2.engine.engine import Engine, TokenOutput
 from dsv2.engine.output import OutputText
 from dsv2.engine.request import (
@@ -31,10 +32,11 @@ from dsv2.engine.request import (
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
-from dsv2.engine.speculate import NgramDrafter
+from dsv2.engine.speculate import Drafter, NgramDrafter
 from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import make_executor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
 from dsv2.shapes import BLOCK_SIZE
@@ -84,7 +86,10 @@ class LLM:
         deterministic: never reuse the cache of generated tokens for a prompt, which was computed
             in another form: answers are then the same on a cache hit, to the last bit. False makes
             the next turn of a chat start faster.
-        speculate: tokens to guess from earlier text and verify in one step; 0 is off.
+        speculate: tokens to guess and verify in one step; 0 is off. The guesses come from earlier
+            text, or from ``draft_model``.
+        draft_model: a smaller model of the same vocabulary, as a folder or name like ``model``,
+            with the same device, dtype and backend. It keeps a cache of as many tokens.
 
     Raises:
         ModelNotFoundError, ModelLoadError: the model is not here, or damaged.
@@ -105,10 +110,12 @@ class LLM:
         prefix_cache: bool = True,
         deterministic: bool = True,
         speculate: int = 0,
+        draft_model: str | Path | None = None,
     ) -> None:
         self.folder = resolve(model)
         self.device = _device(device)
         self.tokenizer = Tokenizer.from_folder(self.folder)
+        draft_folder = _draft_folder(draft_model, speculate, self.folder, self.tokenizer)
         self.model = _load(self.folder, dtype, self.device, backend, threads)
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
@@ -119,19 +126,30 @@ class LLM:
             vocab_size=self.config.vocab_size,
             max_context=min(self.config.max_position_embeddings, blocks * BLOCK_SIZE),
         )
+        step_tokens = max(max_step_tokens, max_sequences)
         scheduler = Scheduler(
             BlockPool(blocks),
-            max_step_tokens=max(max_step_tokens, max_sequences),
+            max_step_tokens=step_tokens,
             max_sequences=max_sequences,
             prefix_cache=prefix_cache,
             share_answers=not deterministic,
         )
+        ends = [self.tokenizer.eos_id]
+        drafter: Drafter | None = NgramDrafter(speculate) if speculate else None
+        if draft_folder is not None:
+            draft = _load(draft_folder, dtype, self.device, backend, threads)
+            own = _num_blocks(
+                cache_tokens, max_sequences, draft.config, draft.cache_dtype, self.device
+            )
+            drafter = ModelDrafter(
+                Runner(draft, own), BlockPool(own), ends, speculate, max_step_tokens=step_tokens
+            )
         self.engine = Engine(
             Runner(self.model, blocks),
             scheduler,
             self.limits,
-            [self.tokenizer.eos_id],
-            NgramDrafter(speculate) if speculate else None,
+            ends,
+            drafter,
             _structures(self.tokenizer, self.config.vocab_size),
         )
         self._answers: dict[str, _Answer] = {}
@@ -367,6 +385,24 @@ def _load(
     return load_model(
         folder, dtype=kind if dtype == "auto" else dtype, device=device, backend=backend
     )
+
+
+def _draft_folder(
+    draft_model: str | Path | None, speculate: int, folder: Path, tokenizer: Tokenizer
+) -> Path | None:
+    """The draft model's folder, once it is clear that its tokens are the model's."""
+    if draft_model is None:
+        return None
+    if not speculate:
+        raise ValueError("draft_model is given with speculate 0; allowed are 1 to 64 guesses")
+    draft = resolve(draft_model)
+    check_vocabularies(tokenizer, Tokenizer.from_folder(draft))
+    sizes = [ModelConfig.from_file(one / "config.json").vocab_size for one in (draft, folder)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"vocab_size of draft_model is {sizes[0]}, of model {sizes[1]}; allowed are equal ones"
+        )
+    return draft
 
 
 def _fitting(folder: Path) -> str:

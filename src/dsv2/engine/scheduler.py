@@ -13,7 +13,7 @@ from collections import OrderedDict
 
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.request import OverloadedError, RequestError
-from dsv2.engine.sequence import Sequence, Work, blocks_for
+from dsv2.engine.sequence import Sequence, Work, blocks_for, publish
 from dsv2.shapes import BLOCK_SIZE
 
 MAX_TENANTS = 10_000
@@ -142,14 +142,7 @@ class Scheduler:
         certain = min(sequence.computed, len(sequence.tokens))
         if not self._share_answers:
             certain = min(certain, sequence.num_prompt)
-        while (sequence.published + 1) * BLOCK_SIZE <= certain:
-            first = sequence.published * BLOCK_SIZE
-            sequence.prefix = self.pool.publish(
-                sequence.blocks[sequence.published],
-                sequence.prefix or sequence.request.salt,
-                sequence.tokens[first : first + BLOCK_SIZE],
-            )
-            sequence.published += 1
+        publish(self.pool, sequence, certain)
 
     def finish(self, sequence: Sequence, *, forget: bool = False) -> None:
         """Take a sequence out, wherever it is, and free its blocks.

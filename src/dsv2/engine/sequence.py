@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsv2.engine.blocks import Prefix
+from dsv2.engine.blocks import BlockPool, Prefix
 from dsv2.engine.request import Request
 from dsv2.shapes import BLOCK_SIZE
 
@@ -108,3 +108,21 @@ class Work:
         if last <= known:
             return sequence.tokens[first:last]
         return sequence.tokens[first:] + sequence.drafts[: last - known]
+
+
+def publish(pool: BlockPool, sequence: Sequence, certain: int) -> None:
+    """Let other sequences find the full blocks of the first ``certain`` tokens.
+
+    Args:
+        pool: that the sequence's blocks are of.
+        sequence: whose blocks hold those tokens.
+        certain: tokens that are computed and will not change.
+    """
+    while (sequence.published + 1) * BLOCK_SIZE <= certain:
+        first = sequence.published * BLOCK_SIZE
+        sequence.prefix = pool.publish(
+            sequence.blocks[sequence.published],
+            sequence.prefix or sequence.request.salt,
+            sequence.tokens[first : first + BLOCK_SIZE],
+        )
+        sequence.published += 1

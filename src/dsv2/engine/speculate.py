@@ -11,9 +11,23 @@ from typing import Protocol
 
 from dsv2.engine.sequence import Sequence
 
+MAX_DRAFTS = 64
+"""Most tokens to guess at once."""
+
+
+def check_count(count: int) -> None:
+    """Raise ValueError where the number of guesses is out of bounds."""
+    if not 1 <= count <= MAX_DRAFTS:
+        raise ValueError(f"count is {count}, allowed are 1 to {MAX_DRAFTS} guesses")
+
 
 class Drafter(Protocol):
     """Fills in the drafts of sequences that are generating."""
+
+    @property
+    def num_undrafted(self) -> int:
+        """How often a sequence got no guesses for lack of memory, context or finite numbers."""
+        ...
 
     def draft(self, sequences: Rows[Sequence]) -> None:
         """Set ``drafts`` of each sequence, possibly to nothing."""
@@ -38,13 +52,18 @@ class NgramDrafter:
     def __init__(
         self, count: int = 4, longest: int = 4, shortest: int = 2, window: int = 4096
     ) -> None:
-        if not 1 <= count <= 64 or not 1 <= shortest <= longest:
+        check_count(count)
+        if not 1 <= shortest <= longest:
             raise ValueError(
-                f"count is {count}, shortest {shortest}, longest {longest}; allowed are 1 to 64 "
-                "guesses and 1 <= shortest <= longest"
+                f"shortest is {shortest}, longest {longest}; allowed is 1 <= shortest <= longest"
             )
         self._count, self._longest, self._shortest = count, longest, shortest
         self._window = window
+
+    @property
+    def num_undrafted(self) -> int:
+        """None: it keeps nothing that could be full."""
+        return 0
 
     def draft(self, sequences: Rows[Sequence]) -> None:
         """Look in each sequence's own tokens."""

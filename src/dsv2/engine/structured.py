@@ -38,6 +38,10 @@ class Matcher(Protocol):
         """Whether nothing may follow."""
         ...
 
+    def copy(self) -> Matcher:
+        """Another one in the same place, for guesses at how the answer goes on."""
+        ...
+
 
 class StructureError(ValueError):
     """A structure cannot be compiled, with the reason."""
@@ -61,6 +65,9 @@ class _Matcher:
     @property
     def is_complete(self) -> bool:
         return bool(self._native.is_stopped())
+
+    def copy(self) -> Matcher:
+        return _Matcher(self._native.deep_copy(), self._vocab_size)
 
 
 class StructureCompiler:
