@@ -13,7 +13,7 @@ from dsv2.kernels.registry import select
 from dsv2.model.balance import Balance
 from dsv2.model.config import ModelConfig, RouterConfig
 from dsv2.model.mla import parameter
-from dsv2.model.router import route
+from dsv2.model.router import Routing, route
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,19 @@ class MoE(nn.Module):
             else None
         )
 
-    def forward(self, x: Tensor, balance: Balance | None) -> tuple[Tensor, LayerStats]:
-        """``x`` ``[T, D]`` -> ``[T, D]`` and what routing did; routing and mixing are in fp32."""
+    def route(self, x: Tensor, balance: Balance | None) -> tuple[Routing, LayerStats]:
+        """Where the tokens of the normed ``x`` ``[T, D]`` go, computed in fp32, and the stats."""
         routing = route(F.linear(x.float(), self.router.float()), self.routing, self.router_bias)
         counts = torch.bincount(routing.ids.flatten(), minlength=self.routing.num_experts)
-        stats = LayerStats(counts=counts)
-        if balance is not None:
-            balanced = balance(routing)
-            routing = balanced.routing
-            stats = LayerStats(counts, balanced.loss, balanced.terms, balanced.dropped)
+        if balance is None:
+            return routing, LayerStats(counts=counts)
+        balanced = balance(routing)
+        stats = LayerStats(counts, balanced.loss, balanced.terms, balanced.dropped)
+        return balanced.routing, stats
+
+    def forward(self, x: Tensor, balance: Balance | None) -> tuple[Tensor, LayerStats]:
+        """``x`` ``[T, D]`` -> ``[T, D]`` and what routing did; routing and mixing are in fp32."""
+        routing, stats = self.route(x, balance)
         block = select("moe_block", self.backend, x.device.type)
         shared = None if self.shared is None else self.shared.weights()
         out: Tensor = block(x, routing.ids, routing.weights, self.experts.weights(), shared)

@@ -87,22 +87,38 @@ class PackedModel:
         """
         if len(cache) != len(self._layers):
             raise ValueError(f"cache has {len(cache)} layers, the model has {len(self._layers)}")
-        executor = self.executor
-        cos, sin = rotation(self.config, self._frequencies, batch.positions)
-        step = executor.begin(batch, cos, sin, form)
-        x = executor.embed(self._embed, batch.tokens)  # T D
-        for (attention, feed, is_moe), own_cache in zip(self._layers, cache, strict=True):
-            executor.attention(attention, x, step, own_cache)
-            if is_moe:
-                executor.moe(feed, x)
-            else:
-                executor.mlp(feed, x)
+        step = self.begin(batch, form)
+        x = self.executor.embed(self._embed, batch.tokens)  # T D
+        for index, own_cache in enumerate(cache):
+            self.attend(index, x, step, own_cache)
+            self.feed(index, x)
         return x
+
+    def begin(self, batch: RaggedBatch, form: str = "auto") -> Any:
+        """What the layers share of a batch, for :meth:`attend`."""
+        cos, sin = rotation(self.config, self._frequencies, batch.positions)
+        return self.executor.begin(batch, cos, sin, form)
+
+    def attend(self, index: int, x: Tensor, step: Any, cache: Tensor) -> None:
+        """Layer ``index``'s attention, its norm and residual, in place on ``x`` ``[T, D]``."""
+        self.executor.attention(self._layers[index][0], x, step, cache)
+
+    def feed(self, index: int, x: Tensor) -> None:
+        """Layer ``index``'s feed-forward, its norm and residual, in place on ``x`` ``[T, D]``."""
+        _, feed, is_moe = self._layers[index]
+        if is_moe:
+            self.executor.moe(feed, x)
+        else:
+            self.executor.mlp(feed, x)
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """:meth:`logits` as an ordinary tensor, which autograd may keep."""
+        return self.executor.linear(self._head, hidden, self._norm, self.config.rms_norm_eps)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits ``[.., vocab]`` of :meth:`hidden`'s rows."""
-        return self.executor.linear(self._head, hidden, self._norm, self.config.rms_norm_eps)
+        return self.project(hidden)
 
     def __call__(
         self, batch: RaggedBatch, cache: Sequence[Tensor], *, form: str = "auto"

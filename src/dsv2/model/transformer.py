@@ -64,8 +64,19 @@ class Layer(nn.Module):
         form: str, balance: Balance | None,
     ) -> tuple[Tensor, LayerStats | None]:  # fmt: skip
         """``x`` ``[T, D]`` -> ``[T, D]``, with routing stats from a MoE layer."""
+        return self.feed(self.attend(x, turn, batch, cache, form), balance)
+
+    def attend(
+        self, x: Tensor, turn: tuple[Tensor, Tensor], batch: RaggedBatch, cache: Tensor | None,
+        form: str,
+    ) -> Tensor:  # fmt: skip
+        """Attention, its norm and residual: ``x`` ``[T, D]`` -> ``[T, D]``."""
         norm = select("rms_norm", self.backend, x.device.type)
-        x = x + self.attn(norm(x, self.attn_norm, self.eps), turn, batch, cache, form)
+        return x + self.attn(norm(x, self.attn_norm, self.eps), turn, batch, cache, form)
+
+    def feed(self, x: Tensor, balance: Balance | None) -> tuple[Tensor, LayerStats | None]:
+        """Feed-forward, its norm and residual: ``x`` ``[T, D]`` -> ``[T, D]``, and its stats."""
+        norm = select("rms_norm", self.backend, x.device.type)
         normed = norm(x, self.ffn_norm, self.eps)
         if isinstance(self.ffn, MoE):
             out, stats = self.ffn(normed, balance)
