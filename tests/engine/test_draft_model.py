@@ -158,24 +158,32 @@ def test_on_a_prefix_hit(
 def test_preempted(folder: Path, drafts: dict[str, Path], name: str) -> None:
     short = [prompt[:12] for prompt in PROMPTS[1:4]]
     params = replace(GREEDY, max_tokens=150)
-    alone = [make(folder).generate(prompt, params)[0] for prompt in short]
+    alone = make(folder).generate(short, params)
     llm = make(folder, drafts[name], cache_tokens=4 * 64)
     same(llm.generate(short, params), alone)
     assert llm.engine.stats.preemptions > 0
     nothing_is_left(llm)
 
 
-def test_aborts_free_the_draft_models_blocks_too(folder: Path, drafts: dict[str, Path]) -> None:
-    llm = make(folder, drafts["near"], max_step_tokens=60, max_sequences=3)
+@pytest.mark.parametrize("blocks", [4, 30])
+def test_aborts_free_the_draft_models_blocks_too(
+    folder: Path, drafts: dict[str, Path], blocks: int
+) -> None:
+    llm = make(folder, max_step_tokens=60, max_sequences=3)
+    runner, pool = Runner(make(drafts["near"]).model, blocks), BlockPool(blocks)
+    llm.engine._drafter = ModelDrafter(runner, pool, [llm.tokenizer.eos_id], max_step_tokens=60)
     for number, prompt in enumerate(PROMPTS):
-        llm.engine.add(Request(str(number), tuple(llm.tokenizer.encode(prompt)), GREEDY))
-    pool = drafter(llm).pool
+        ids = tuple(llm.tokenizer.encode(prompt))
+        llm.engine.add(Request(str(number), ids, GREEDY, priority=number % 2))
+    busiest = 0
     for number in range(5):
         for _ in range(8):
             llm.engine.step()
-        if number == 0:
-            assert pool.num_free < pool.total
+            held = {block for twin in drafter(llm)._twins.values() for block in twin.own.blocks}
+            assert len(held) + pool.num_free == pool.total
+            busiest = max(busiest, len(held))
         llm.engine.abort(str(number))
+    assert busiest > 1
     assert not llm.engine.has_work
     nothing_is_left(llm)
 

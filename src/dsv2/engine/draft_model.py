@@ -145,7 +145,11 @@ class ModelDrafter:
                 twin.follow()
                 # The last guess is not computed.
                 needed = len(sequence.tokens) + rooms[sequence] - 1
-                others = [s for s in self._twins if s is not sequence and s not in served]
+                others = [
+                    s
+                    for s, other in self._twins.items()
+                    if other is not twin and other.own.blocks and s not in served
+                ]
                 if needed <= self._context and self._grow(twin, needed, others, rooms):
                     served[sequence] = twin
                     continue
