@@ -13,6 +13,7 @@ from dsv2.kernels import registry
 from dsv2.kernels.cpu import CpuExecutor, supported
 from dsv2.kernels.executor import AttentionLayer, make_executor
 from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
+from dsv2.kernels.latent import latent_format, unpack_latent
 from dsv2.kernels.reference_executor import ReferenceExecutor, choose_experts
 from dsv2.kernels.registry import BackendError
 from dsv2.model.config import RouterConfig
@@ -24,6 +25,9 @@ from tests.kernels.layers import FORMATS, Draw, paged_batch, turn
 REFERENCE = ReferenceExecutor()
 # What rounding activations to bf16, or to 8 bits by group, costs on normal numbers.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 2e-2, "int4": 2e-2}
+# Over codes, queries and weights of the softmax have 8 bits too; a latent on the edge between two
+# codes may become either.
+CACHE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-2, "int6": 2e-2}
 
 
 def executors() -> list[Any]:
@@ -39,12 +43,12 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
 
 def attend(
     executor: Any, layer: AttentionLayer, steps: list[tuple[RaggedBatch, Tensor]], cache: Tensor,
-    form: str = "auto",
+    form: str = "auto", cache_format: str = "float32",
 ) -> Tensor:  # fmt: skip
     handle = executor.pack_attention(layer)
     outputs = []
     for batch, x in steps:
-        step = executor.begin(batch, *turn(batch, layer.shape.rope), form)
+        step = executor.begin(batch, *turn(batch, layer.shape.rope), form, cache_format)
         own = x.clone()
         executor.attention(handle, own, step, cache)
         outputs.append(own - x)
@@ -73,21 +77,31 @@ def three_steps(hidden: int) -> list[tuple[RaggedBatch, Tensor]]:
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("executor", executors())
-@pytest.mark.parametrize("sizes", [{}, {"q_lora": 64}, {"nope": 32, "heads": 20, "value": 16}])
+@pytest.mark.parametrize(
+    "sizes", [{}, {"q_lora": 64, "latent": 192}, {"nope": 32, "heads": 20, "value": 16}]
+)
 def test_attention_equals_the_reference(
     executor: CpuExecutor, weights: str, sizes: dict[str, int]
 ) -> None:
     layer = Draw(weights).attention(**sizes)
-    for dtype in (torch.float32, torch.bfloat16):
-        shape = (18, BLOCK_SIZE, layer.kv_norm.shape[0] + layer.shape.rope)
-        # Blocks hold what an earlier owner left, which may be anything.
-        ours, theirs = (torch.full(shape, torch.nan, dtype=dtype) for _ in range(2))
-        got = attend(executor, layer, three_steps(128), ours)
-        expected = attend(REFERENCE, layer, three_steps(128), theirs)
-        close(got, expected, max(TOLERANCE[weights], 1e-5 if dtype == torch.float32 else 1e-2))
-        written = ~torch.isnan(theirs)
-        assert torch.equal(written, ~torch.isnan(ours))
-        close(ours[written].float(), theirs[written].float(), max(TOLERANCE[weights], 5e-3))
+    for cache_format, tolerance in CACHE_TOLERANCE.items():
+        ours, theirs = (fresh_cache(layer, cache_format) for _ in range(2))
+        got = attend(executor, layer, three_steps(128), ours, cache_format=cache_format)
+        expected = attend(REFERENCE, layer, three_steps(128), theirs, cache_format=cache_format)
+        close(got, expected, TOLERANCE[weights] + tolerance)
+        latent, rope = layer.kv_norm.shape[0], layer.shape.rope
+        held = [unpack_latent(cache, latent, rope, cache_format) for cache in (ours, theirs)]
+        written = ~torch.isnan(held[1])
+        assert torch.equal(written, ~torch.isnan(held[0]))
+        close(held[0][written], held[1][written], TOLERANCE[weights] + tolerance)
+
+
+def fresh_cache(layer: AttentionLayer, cache_format: str, blocks: int = 18) -> Tensor:
+    """Blocks hold what an earlier owner left, which may be anything."""
+    kind = latent_format(cache_format)
+    shape = (blocks, BLOCK_SIZE, kind.width(layer.kv_norm.shape[0], layer.shape.rope))
+    left = torch.nan if kind.dtype.is_floating_point else 255
+    return torch.full(shape, left, dtype=kind.dtype)
 
 
 @pytest.mark.parametrize("executor", executors())
@@ -183,9 +197,9 @@ def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: s
     x = draw.normal(200, 128)
     one_thread = CpuExecutor(1, executor._kernels.isa)
 
-    def run(own: CpuExecutor, cuts: list[int], company: int, dtype: torch.dtype) -> Tensor:
+    def run(own: CpuExecutor, cuts: list[int], company: int, cache_format: str) -> Tensor:
         handles = own.pack_attention(attention), own.pack_moe(moe), own.pack_mlp(mlp)
-        cache = torch.full((2 * 5, BLOCK_SIZE, 72), torch.nan, dtype=dtype)
+        cache = fresh_cache(attention, cache_format, 2 * 5)
         table = torch.randperm(10, generator=torch.Generator().manual_seed(company)).reshape(2, 5)
         outputs = []
         for first, last in zip([0, *cuts], [*cuts, 200], strict=True):
@@ -201,7 +215,7 @@ def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: s
             slots = own_table[rows, place // BLOCK_SIZE].long() * BLOCK_SIZE + place % BLOCK_SIZE
             batch = replace(batch, block_table=own_table, slots=slots.to(torch.int32))
             own_x = torch.cat([x[:company].flip(0), x[first:last]])
-            step = own.begin(batch, *turn(batch, 8), "auto")
+            step = own.begin(batch, *turn(batch, 8), "auto", cache_format)
             own.attention(handles[0], own_x, step, cache)
             own.moe(handles[1], own_x)
             own.mlp(handles[2], own_x)
@@ -209,12 +223,12 @@ def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: s
         return torch.cat(outputs)
 
     ones = list(range(181, 200))
-    for dtype in (torch.float32, torch.bfloat16):
-        expected = run(executor, [180, *ones], 0, dtype)
-        assert torch.equal(run(executor, [180], 0, dtype), expected)  # all drafts at once
-        assert torch.equal(run(executor, [1, 64, 101, 180, 186], 0, dtype), expected)
-        assert torch.equal(run(executor, [90, 180, *ones], 30, dtype), expected)
-        assert torch.equal(run(one_thread, [33, 180, 190], 5, dtype), expected)
+    for name in CACHE_TOLERANCE:
+        expected = run(executor, [180, *ones], 0, name)
+        assert torch.equal(run(executor, [180], 0, name), expected)  # all drafts at once
+        assert torch.equal(run(executor, [1, 64, 101, 180, 186], 0, name), expected)
+        assert torch.equal(run(executor, [90, 180, *ones], 30, name), expected)
+        assert torch.equal(run(one_thread, [33, 180, 190], 5, name), expected)
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -287,7 +301,7 @@ def test_what_cannot_run_is_refused() -> None:
         make_executor("torch", "cpu")
     batch = RaggedBatch.packed(torch.zeros(3, dtype=torch.int32), [3])
     with pytest.raises(ValueError, match="has none"):
-        CpuExecutor(1).begin(batch, torch.zeros(3, 4), torch.zeros(3, 4), "auto")
+        CpuExecutor(1).begin(batch, torch.zeros(3, 4), torch.zeros(3, 4), "auto", "float32")
     assert registry.chosen("executor", "auto", "cpu") == "cpu"
     with pytest.raises(ValueError, match="multiple of 64"):
         CpuExecutor(1).quantise(torch.zeros(2, 32), "int4")

@@ -14,6 +14,7 @@ from dsv2.checkpoint.safetensors import ModelLoadError
 from dsv2.checkpoint.weights import NAMED_DTYPES, PublishedFiles, available_bytes
 from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES, Weight
+from dsv2.kernels.latent import latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 
@@ -26,7 +27,7 @@ def load_packed(
     executor: Executor,
     *,
     weights: str = "auto",
-    cache_dtype: torch.dtype | None = None,
+    cache_format: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> PackedModel:
     """Load a checkpoint, published or quantised, packed for an executor.
@@ -36,7 +37,8 @@ def load_packed(
         executor: packs and computes.
         weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``: a published checkpoint is
             converted while it is read. ``auto`` keeps what is stored.
-        cache_dtype: of the latent cache; None for fp32 with fp32 weights, else bf16.
+        cache_format: of the latent cache (:data:`dsv2.kernels.latent.LATENT_FORMATS`); ``auto``
+            for float32 with float32 weights, else bfloat16.
         progress: called with the layers done and their number.
 
     Raises:
@@ -62,11 +64,21 @@ def load_packed(
             f"{folder}: the weights need {needed / 1e9:.1f} GB as {kind}, {free / 1e9:.1f} GB are "
             "free; ask for fewer bits"
         )
-    if cache_dtype is None:
-        cache_dtype = torch.float32 if kind == "float32" else torch.bfloat16
     return PackedModel(
-        config, executor, fetch, weights=kind, cache_dtype=cache_dtype, progress=progress
-    )
+        config, executor, fetch, weights=kind, cache_format=cache_format_for(kind, cache_format),
+        progress=progress,
+    )  # fmt: skip
+
+
+def cache_format_for(weights: str, cache_format: str = "auto") -> str:
+    """The format of a latent cache beside weights of a format; ``auto`` follows the weights.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    if cache_format == "auto":
+        return "float32" if weights == "float32" else "bfloat16"
+    return latent_format(cache_format).name
 
 
 def _published(

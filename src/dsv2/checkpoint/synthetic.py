@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dsv2.checkpoint.packed import cache_format_for
 from dsv2.checkpoint.quantised import is_quantised
 from dsv2.checkpoint.weights import NAMED_DTYPES, parameter_shapes
 from dsv2.kernels.executor import Executor
@@ -13,14 +14,16 @@ from dsv2.model.packed import PackedModel
 
 
 def synthetic_model(
-    config: ModelConfig, executor: Executor, weights: str, *, seed: int = 0
-) -> PackedModel:
+    config: ModelConfig, executor: Executor, weights: str, *, cache_format: str = "auto",
+    seed: int = 0,
+) -> PackedModel:  # fmt: skip
     """A packed model of random weights: the memory traffic and arithmetic of a real one.
 
     Args:
         config: the shape.
         executor: packs and computes.
         weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``; codes are drawn, not fitted.
+        cache_format: of the latent cache, as for :func:`dsv2.checkpoint.packed.load_packed`.
         seed: of the numbers.
 
     Raises:
@@ -41,8 +44,8 @@ def synthetic_model(
         fits = weights not in SCHEMES or is_quantised(name, shape, SCHEMES[weights])
         return synthetic_matrix(shape, weights if fits else "bfloat16", generator)
 
-    cache = torch.float32 if NAMED_DTYPES.get(weights) == torch.float32 else torch.bfloat16
-    return PackedModel(config, executor, fetch, weights=weights, cache_dtype=cache)
+    kind = cache_format_for(weights, cache_format)
+    return PackedModel(config, executor, fetch, weights=weights, cache_format=kind)
 
 
 def synthetic_matrix(shape: tuple[int, ...], weights: str, generator: torch.Generator) -> Weight:

@@ -12,7 +12,7 @@ import torch
 from dsv2.checkpoint.quantised import stored_shapes
 from dsv2.checkpoint.synthetic import synthetic_matrix
 from dsv2.checkpoint.weights import parameter_shapes
-from dsv2.engine.cache import allocate_cache
+from dsv2.engine.cache import allocate_cache, token_bytes
 from dsv2.engine.sequence import blocks_for
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import SCHEMES
@@ -71,7 +71,7 @@ def measure_roof(executor: CpuExecutor, weights: str) -> Roof:
 
 
 def step_bytes(
-    config: ModelConfig, weights: str, sequences: int, depth: int, cache_dtype: torch.dtype
+    config: ModelConfig, weights: str, sequences: int, depth: int, cache_format: str
 ) -> float:
     """Bytes that one step of ``sequences`` tokens reads: weights in use and cache.
 
@@ -95,8 +95,7 @@ def step_bytes(
             experts, chosen = config.router.num_experts, config.router.num_experts_per_tok
             size *= 1 - (1 - chosen / experts) ** sequences
         total += size
-    cached = config.cache_width * config.num_hidden_layers * cache_dtype.itemsize
-    return total + sequences * depth * cached
+    return total + sequences * depth * token_bytes(config, cache_format)
 
 
 def paged(
@@ -134,7 +133,7 @@ class ModelBench:
         self._model, self._roof = model, roof
         self._blocks = blocks_for(longest) + 64
         self._cache = allocate_cache(
-            model.config, self._blocks, model.cache_dtype, torch.device("cpu")
+            model.config, self._blocks, model.cache_format, torch.device("cpu")
         )
 
     def prefill(self, tokens: int, repeats: int = 3) -> Figure:
@@ -159,14 +158,8 @@ class ModelBench:
 
         seconds = timed(run, repeats)
         total = sequences * new
-        needed = step_bytes(config, model.weights, total, 0, model.cache_dtype)
-        needed += (
-            sequences
-            * past
-            * config.cache_width
-            * config.num_hidden_layers
-            * float(model.cache_dtype.itemsize)
-        )
+        needed = step_bytes(config, model.weights, total, 0, model.cache_format)
+        needed += float(sequences * past * token_bytes(config, model.cache_format))
         # The head is computed for one position of each sequence.
         head = 2.0 * config.vocab_size * config.hidden_size
         operations = total * (2.0 * count(config).active_without_embedding - head)

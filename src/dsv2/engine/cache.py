@@ -5,19 +5,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv2.kernels.latent import latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.shapes import BLOCK_SIZE
 
 
-def block_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+def token_bytes(config: ModelConfig, cache_format: str) -> int:
+    """Bytes that a token takes in the cache of all layers.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    kind = latent_format(cache_format)
+    each = kind.token_bytes(config.kv_lora_rank, config.qk_rope_head_dim)
+    return each * config.num_hidden_layers
+
+
+def block_bytes(config: ModelConfig, cache_format: str) -> int:
     """Bytes of one block in all layers."""
-    elements = BLOCK_SIZE * config.cache_width * config.num_hidden_layers
-    return elements * torch.empty((), dtype=dtype).element_size()
+    return BLOCK_SIZE * token_bytes(config, cache_format)
 
 
 def allocate_cache(
-    config: ModelConfig, num_blocks: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig, num_blocks: int, cache_format: str, device: torch.device
 ) -> list[Tensor]:
-    """For each layer ``[num_blocks, 64, C+R]``; the system commits CPU pages on first use."""
-    shape = (num_blocks, BLOCK_SIZE, config.cache_width)
-    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+    """For each layer ``[num_blocks, 64, width]``; the system commits CPU pages on first use.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
+    kind = latent_format(cache_format)
+    width = kind.width(config.kv_lora_rank, config.qk_rope_head_dim)
+    shape = (num_blocks, BLOCK_SIZE, width)
+    return [
+        torch.zeros(shape, dtype=kind.dtype, device=device) for _ in range(config.num_hidden_layers)
+    ]

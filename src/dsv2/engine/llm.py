@@ -120,7 +120,7 @@ class LLM:
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
         blocks = _num_blocks(
-            cache_tokens, max_sequences, self.config, self.model.cache_dtype, self.device
+            cache_tokens, max_sequences, self.config, self.model.cache_format, self.device
         )
         self.limits = Limits(
             vocab_size=self.config.vocab_size,
@@ -139,7 +139,7 @@ class LLM:
         if draft_folder is not None:
             draft = _load(draft_folder, dtype, self.device, backend, threads)
             own = _num_blocks(
-                cache_tokens, max_sequences, draft.config, draft.cache_dtype, self.device
+                cache_tokens, max_sequences, draft.config, draft.cache_format, self.device
             )
             drafter = ModelDrafter(
                 Runner(draft, own), BlockPool(own), ends, speculate, max_step_tokens=step_tokens
@@ -420,14 +420,14 @@ def _structures(tokenizer: Tokenizer, vocab_size: int) -> StructureCompiler | No
 
 
 def _num_blocks(
-    cache_tokens: int | None, sequences: int, config: Any, dtype: torch.dtype, device: torch.device
+    cache_tokens: int | None, sequences: int, config: Any, cache_format: str, device: torch.device
 ) -> int:
     if cache_tokens is not None:
         if cache_tokens < BLOCK_SIZE:
             raise ValueError(f"cache_tokens is {cache_tokens}, allowed is at least {BLOCK_SIZE}")
         return -(-cache_tokens // BLOCK_SIZE)
     wanted = sequences * -(-config.max_position_embeddings // BLOCK_SIZE)
-    room = int(CACHE_SHARE * _free_bytes(device)) // block_bytes(config, dtype)
+    room = int(CACHE_SHARE * _free_bytes(device)) // block_bytes(config, cache_format)
     if room < 1:
         raise ValueError("the free memory does not hold one block of cache; give cache_tokens")
     return min(wanted, room)

@@ -13,14 +13,14 @@ from dsv2.ragged import RaggedBatch
 
 
 class Runner:
-    """A model and ``num_blocks`` blocks of latent cache in the dtype that it asks for."""
+    """A model and ``num_blocks`` blocks of latent cache in the format that it asks for."""
 
     def __init__(self, model: Transformer | PackedModel, num_blocks: int) -> None:
         self.model = model
         self.device = model.device
         if isinstance(model, Transformer):
             select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
-        self._cache = allocate_cache(model.config, num_blocks, model.cache_dtype, self.device)
+        self._cache = allocate_cache(model.config, num_blocks, model.cache_format, self.device)
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,8 +17,12 @@ from dsv2.ragged import RaggedBatch
 def compose_attention(
     x: Tensor, weights: AttentionWeights, shape: AttentionShape, cos: Tensor, sin: Tensor,
     batch: RaggedBatch, cache: Tensor | None, backend: str,
+    write: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Multi-head latent attention (equations 9-19), see :meth:`Ops.attention_block`."""
+    """Multi-head latent attention (equations 9-19), see :meth:`Ops.attention_block`.
+
+    ``write`` stands in for the backend's ``write_latent``.
+    """
     device = x.device.type
     rope, norm = select("rope", backend, device), select("rms_norm", backend, device)
     if weights.wq is not None:
@@ -33,7 +39,8 @@ def compose_attention(
     latent = torch.cat((c_kv, rope(k_rope, cos, sin)), -1)  # T C+R
     if cache is not None:
         assert batch.slots is not None
-        select("write_latent", backend, device)(cache, batch.slots, latent)
+        write = write or select("write_latent", backend, device)
+        write(cache, batch.slots, latent)
 
     q_lens = batch.query_lengths()
     absorbed = _absorbed_sequences(shape.form, q_lens, batch, cache)

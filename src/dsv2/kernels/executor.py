@@ -128,12 +128,26 @@ class Executor(Protocol):
         """``weight`` ``[rows, columns]`` in a scheme, and each row's squared error ``[rows]``."""
         ...
 
-    def begin(self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str) -> Any:
-        """What all layers of a step share; ``cos`` and ``sin`` ``[T, R/2]`` fp32."""
+    def begin(
+        self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str, cache_format: str
+    ) -> Any:
+        """What all layers of a step share.
+
+        Args:
+            batch: the tokens and where their latents lie.
+            cos: ``[T, R/2]`` fp32, and ``sin`` alike.
+            sin: see ``cos``.
+            form: ``auto``, ``absorbed`` or ``expanded`` attention.
+            cache_format: a name of :data:`dsv2.kernels.latent.LATENT_FORMATS`.
+        """
         ...
 
     def attention(self, handle: Any, x: Tensor, step: Any, cache: Tensor) -> None:
-        """``x += attention(norm(x))``; the new latents go to ``cache`` ``[P, 64, C+R]``."""
+        """``x += attention(norm(x))``; the new latents go to ``cache`` ``[P, 64, width]``.
+
+        ``width`` and the dtype are those of the step's cache format. What attention reads is what
+        the cache holds, also for the tokens of this batch.
+        """
         ...
 
     def mlp(self, handle: Any, x: Tensor) -> None:

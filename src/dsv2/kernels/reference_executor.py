@@ -12,8 +12,9 @@ from torch import Tensor
 from dsv2.kernels.composites import compose_attention, compose_moe
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer, RoutingShape
 from dsv2.kernels.formats import QuantTensor, Weight, dequantise, quantise
+from dsv2.kernels.latent import latent_format, pack_latent, unpack_latent
 from dsv2.kernels.ops import AttentionWeights, ExpertWeights, MlpWeights
-from dsv2.kernels.reference import mlp, rms_norm
+from dsv2.kernels.reference import mlp, rms_norm, write_latent
 from dsv2.kernels.registry import implements
 from dsv2.ragged import RaggedBatch
 
@@ -24,6 +25,29 @@ class _Step:
     cos: Tensor
     sin: Tensor
     form: str
+    cache_format: str
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A cache of codes, beside the same in fp32 for one call."""
+
+    packed: Tensor
+    latent: int
+    rope: int
+    name: str
+
+    @classmethod
+    def unpack(cls, packed: Tensor, layer: AttentionLayer, name: str) -> tuple[Tensor, _Coded]:
+        """The cache ``[P, 64, C+R]`` fp32, and what writes to both."""
+        latent, rope = layer.kv_norm.shape[0], layer.shape.rope
+        return unpack_latent(packed, latent, rope, name), cls(packed, latent, rope, name)
+
+    def __call__(self, cache: Tensor, slots: Tensor, latents: Tensor) -> None:
+        """Attention must see the numbers that the codes stand for."""
+        codes = pack_latent(latents, self.latent, self.name)
+        write_latent(self.packed, slots, codes)
+        write_latent(cache, slots, unpack_latent(codes, self.latent, self.rope, self.name))
 
 
 def choose_experts(
@@ -87,9 +111,11 @@ class ReferenceExecutor:
         done = quantise(weight, scheme)
         return done, (dequantise(done) - weight.float()).double().square().sum(-1)
 
-    def begin(self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str) -> _Step:
+    def begin(
+        self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str, cache_format: str
+    ) -> _Step:
         """The arguments."""
-        return _Step(batch, cos, sin, form)
+        return _Step(batch, cos, sin, form, latent_format(cache_format).name)
 
     def attention(self, handle: AttentionLayer, x: Tensor, step: _Step, cache: Tensor) -> None:
         """Norm, :func:`compose_attention`, residual."""
@@ -102,8 +128,11 @@ class ReferenceExecutor:
         )  # fmt: skip
         shape = replace(layer.shape, form=step.form)
         normed = rms_norm(x, layer.norm.float(), layer.eps)
+        write = None
+        if latent_format(step.cache_format).bits is not None:
+            cache, write = _Coded.unpack(cache, layer, step.cache_format)
         x += compose_attention(
-            normed, weights, shape, step.cos, step.sin, step.batch, cache, "reference"
+            normed, weights, shape, step.cos, step.sin, step.batch, cache, "reference", write
         )
 
     def mlp(self, handle: MlpLayer, x: Tensor) -> None:

@@ -98,7 +98,7 @@ class ExactModel:
             # Copies: an executor may keep what it is given, and the optimiser writes in place.
             lambda name: self.model.get_parameter(name).detach().clone(),
             weights="float32",
-            cache_dtype=torch.float32,
+            cache_format="float32",
         )
         self._versions = self._present_versions()
 

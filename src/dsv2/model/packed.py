@@ -17,6 +17,7 @@ from dsv2.kernels.executor import (
     RoutingShape,
 )
 from dsv2.kernels.formats import Weight
+from dsv2.kernels.latent import latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.model.mla import attention_shape
 from dsv2.model.rope import inverse_frequencies, rotation
@@ -38,7 +39,8 @@ class PackedModel:
         executor: packs and computes.
         fetch: gives the parameters; routed experts come stacked ``[E, F, D]``.
         weights: name of the weights' format, for people.
-        cache_dtype: of the latent cache that the engine is to allocate.
+        cache_format: of the latent cache that the engine is to allocate, a name of
+            :data:`dsv2.kernels.latent.LATENT_FORMATS`.
         progress: called with the layers done and their number.
     """
 
@@ -49,11 +51,11 @@ class PackedModel:
         fetch: Fetch,
         *,
         weights: str,
-        cache_dtype: torch.dtype,
+        cache_format: str,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.config, self.executor, self.weights = config, executor, weights
-        self.cache_dtype = cache_dtype
+        self.cache_format = latent_format(cache_format).name
         self.device = torch.device("cpu")
         self._embed = executor.pack_linear(fetch("embed"))
         self._layers: list[tuple[Any, Any, bool]] = []
@@ -97,7 +99,7 @@ class PackedModel:
     def begin(self, batch: RaggedBatch, form: str = "auto") -> Any:
         """What the layers share of a batch, for :meth:`attend`."""
         cos, sin = rotation(self.config, self._frequencies, batch.positions)
-        return self.executor.begin(batch, cos, sin, form)
+        return self.executor.begin(batch, cos, sin, form, self.cache_format)
 
     def attend(self, index: int, x: Tensor, step: Any, cache: Tensor) -> None:
         """Layer ``index``'s attention, its norm and residual, in place on ``x`` ``[T, D]``."""

@@ -113,9 +113,9 @@ class Transformer(nn.Module):
         return self.embed.device
 
     @property
-    def cache_dtype(self) -> torch.dtype:
-        """The dtype of a latent cache for this model: that of its weights."""
-        return self.embed.dtype
+    def cache_format(self) -> str:
+        """The format of a latent cache for this model: the dtype of its weights."""
+        return str(self.embed.dtype).removeprefix("torch.")
 
     @property
     def description(self) -> str:

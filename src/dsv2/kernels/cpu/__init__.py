@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
 from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight, dequantise
+from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import BackendError, implements
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
@@ -28,6 +29,8 @@ except ImportError as error:  # a checkout that was never built
 
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, "int8": 2, "int4": 3}
 """Codes of types.h's Format."""
+_CACHES = {"float32": 0, "bfloat16": 1, "int8": 2, "int6": 4}
+"""Likewise, of the latent cache."""
 _SCORES = {"softmax": 0, "sigmoid": 1}
 _GROUP_SCORES = {"none": 0, "max": 1, "top2_sum": 2}
 
@@ -54,7 +57,7 @@ class _Step:
 
     native: _native.Batch
     owned: tuple[Tensor, ...]
-    num_tokens: int
+    cache: LatentFormat
 
 
 class CpuExecutor:
@@ -201,7 +204,9 @@ class CpuExecutor:
             item_rows=item_rows,
         )  # fmt: skip
 
-    def begin(self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str) -> _Step:
+    def begin(
+        self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str, cache_format: str
+    ) -> _Step:
         """Addresses of the batch's tensors, and which sequences attend on the latent itself."""
         if batch.block_table is None or batch.slots is None:
             raise ValueError("backend 'cpu' attends over a latent cache, the batch has none")
@@ -217,14 +222,19 @@ class CpuExecutor:
             batch.block_table.shape[1],
             *(tensor.data_ptr() for tensor in owned),
         )
-        return _Step(native, owned, batch.num_tokens)
+        return _Step(native, owned, latent_format(cache_format))
 
     def attention(self, handle: Any, x: Tensor, step: _Step, cache: Tensor) -> None:
         """One call for the whole layer."""
-        if cache.dtype not in _FORMATS or cache.shape[1] != BLOCK_SIZE or not cache.is_contiguous():
-            raise ValueError(f"cache {cache.dtype} {tuple(cache.shape)} is not one of this backend")
+        kind = step.cache
+        wanted = (BLOCK_SIZE, kind.width(handle.latent, handle.rope))
+        if cache.dtype != kind.dtype or cache.shape[1:] != wanted or not cache.is_contiguous():
+            raise ValueError(
+                f"cache {cache.dtype} {tuple(cache.shape)}, {kind.name} is {kind.dtype} "
+                f"[blocks, {wanted[0]}, {wanted[1]}], contiguous"
+            )
         self._kernels.attention(
-            handle, step.native, _FORMATS[cache.dtype], cache.shape[2] * cache.element_size(),
+            handle, step.native, _CACHES[kind.name], cache.shape[2] * cache.element_size(),
             cache.data_ptr(), x.data_ptr(),
         )  # fmt: skip
 

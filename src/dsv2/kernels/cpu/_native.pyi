@@ -7,6 +7,8 @@ class Matrix:
 
 class AttentionLayer:
     bytes: int
+    latent: int
+    rope: int
 
 class MlpLayer:
     bytes: int

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "flash.h"
+#include "flash_bytes.h"
 #include "matmul.h"
 #include "pool.h"
 
@@ -20,13 +21,14 @@ size_t padded(const Matrix& w) {
 template <class V, bool bf16>
 class Attention {
   using Kernel = Flash<V, bf16>;
+  using Bytes = FlashBytes<V>;
   using Element = typename Kernel::Element;
   static constexpr Format kElement = bf16 ? Format::kBf16 : Format::kF32;
 
  public:
   Attention(const AttentionLayer& layer, const Batch& batch, const Cache& cache, float* x, Arena& arena,
             int threads)
-      : layer_(layer), batch_(batch), cache_(cache), x_(x), arena_(arena) {
+      : layer_(layer), batch_(batch), cache_(cache), layout_(layer.latent, layer.rope), x_(x), arena_(arena) {
     plan(threads);
   }
 
@@ -58,6 +60,7 @@ class Attention {
   const AttentionLayer& layer_;
   const Batch& batch_;
   const Cache& cache_;
+  const LatentLayout layout_;
   float* x_;
   Arena& arena_;
 
@@ -98,7 +101,12 @@ class Attention {
   }
 
   // Columns of the latent as values: the kernel mixes 32 at a time.
-  int value_columns() const { return ceil_div(layer_.latent, 32) * 32; }
+  int value_columns() const {
+    return coded() ? layout_.codes_latent : ceil_div(layer_.latent, 32) * 32;
+  }
+  // Whether the cache holds codes, over which absorbed attention is a kernel of its own.
+  bool coded() const { return has_codes(cache_.format); }
+  size_t query_words() const { return coded() ? Bytes::words(layout_) : Kernel::words(width()); }
   // Whether the kernel can read the cache as it is.
   bool direct() const { return cache_.format == kElement && layer_.latent % 32 == 0; }
   size_t page_stride() const {
@@ -113,6 +121,26 @@ class Attention {
     for (int n = 0; n < count; ++n) {
       load_row<V>(cache_.format, start + n * cache_.token_bytes, row, width());
       store_row<V>(kElement, scratch + n * page_stride(), row, width());
+    }
+    return scratch;
+  }
+
+  // The same for codes: 8-bit ones `stride` apart, and the scales of `count` tokens.
+  const uint8_t* page_codes(int sequence, int index, int count, uint8_t* scratch, float* scales,
+                            size_t* stride) const {
+    const uint8_t* start = page(sequence, index);
+    const size_t code_bytes = layout_.code_bytes(cache_.format);
+    for (int n = 0; n < count; ++n) {
+      const uint8_t* own = start + n * cache_.token_bytes + code_bytes;
+      for (int g = 0; g < layout_.groups_all; ++g) {
+        scales[n * layout_.groups_all + g] = latent_scales().of[own[g]];
+      }
+    }
+    *stride = cache_.token_bytes;
+    if (cache_.format == Format::kInt8) return start;
+    *stride = layout_.codes_all;
+    for (int n = 0; n < count; ++n) {
+      unpack_six(start + n * cache_.token_bytes, layout_.codes_all, scratch + n * *stride);
     }
     return scratch;
   }
@@ -156,8 +184,11 @@ void Attention<V, bf16>::plan(int threads) {
     for (int t = begin; t < end; ++t) absorbed_rows_[absorbed_++] = t;
     tiles += ceil_div((end - begin) * H, kLanes);
   }
-  const size_t page_words = kPage * page_stride();
-  scratch_words_ = Kernel::kScratch + page_words + V::kTile * padded<V>(*layer_.w_uv);
+  // Scratch of a thread: what a kernel works in, then a page that had to be converted.
+  const size_t plain_words = Kernel::kScratch + kPage * page_stride();
+  const size_t coded_words =
+      Bytes::kScratch + static_cast<size_t>(kPage) * (layout_.groups_all + layout_.codes_all / 4);
+  scratch_words_ = (coded_words > plain_words ? coded_words : plain_words) + V::kTile * padded<V>(*layer_.w_uv);
   if (absorbed_ > 0) {
     tiles_ = arena_.take<Tile>(tiles);
     for (int b = 0, row = 0; b < batch_.sequences; ++b) {
@@ -176,7 +207,7 @@ void Attention<V, bf16>::plan(int threads) {
     for (int t = 0; t < tile_count_; ++t) {
       for (int p = 0; p < tiles_[t].parts; ++p) part_list_[tiles_[t].first_part + p] = {t, p};
     }
-    queries_ = arena_.take<int32_t>(tile_count_ * Kernel::words(width()));
+    queries_ = arena_.take<int32_t>(tile_count_ * query_words());
     part_o_ = arena_.take<float>(parts_ * kLanes * value_columns());
     part_ml_ = arena_.take<float>(parts_ * 2 * kLanes);
     latent_stride_ = static_cast<size_t>(C) + kLanes;
@@ -246,7 +277,7 @@ void Attention<V, bf16>::write_cache(Team& team) const {
       rms_norm<V>(kv, layer_.kv_norm, C, layer_.latent_eps, kv);
       rotate(kv + C, cos, sin, R);
       uint8_t* place = cache_.data + static_cast<size_t>(batch_.slots[t]) * cache_.token_bytes;
-      store_row<V>(cache_.format, place, kv, C + R);
+      store_latent<V>(cache_.format, place, kv, layout_);
       for (int h = 0; h < layer_.heads; ++h) {
         rotate(q_ + t * q_stride_ + h * query_width() + layer_.nope, cos, sin, R);
       }
@@ -294,13 +325,17 @@ void Attention<V, bf16>::absorb(Team& team) const {
   team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       const Tile& tile = tiles_[i];
-      int32_t* query = queries_ + i * Kernel::words(width());
-      if (tile.rows < kLanes) std::memset(query, 0, Kernel::words(width()) * sizeof(int32_t));
+      int32_t* query = queries_ + i * query_words();
+      if (tile.rows < kLanes) std::memset(query, 0, query_words() * sizeof(int32_t));
       for (int r = 0; r < tile.rows; ++r) {
         const size_t row = tile.first_row + r;
         const float* rope = q_ + absorbed_rows_[row / H] * q_stride_ + row % H * query_width() + N;
-        Kernel::pack(query, r, q_latent_ + row * latent_stride_, C, 0);
-        Kernel::pack(query, r, rope, layer_.rope, C);
+        if (coded()) {
+          Bytes::pack(query, r, q_latent_ + row * latent_stride_, rope, layout_);
+        } else {
+          Kernel::pack(query, r, q_latent_ + row * latent_stride_, C, 0);
+          Kernel::pack(query, r, rope, layer_.rope, C);
+        }
       }
     }
   });
@@ -327,13 +362,22 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
       clear<V>(state, value_columns());
       const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
       float* work = scratch(team);
-      Element* converted = reinterpret_cast<Element*>(work + Kernel::kScratch);
+      int32_t* query = queries_ + part_list_[item].tile * query_words();
       for (int key = begin; key < end; key += kPage) {
         const int count = smaller(kPage, end - key);
-        const Element* keys = page_elements(b, key / kPage, count, converted);
-        Kernel::block(queries_ + part_list_[item].tile * Kernel::words(width()), width(), keys,
-                      page_stride(), keys, page_stride(), value_columns(), key, count, limits, smallest, tile.rows, layer_.scale, state,
-                      work);
+        if (coded()) {
+          float* scales = work + Bytes::kScratch;
+          uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
+          size_t stride;
+          const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
+          Bytes::block(query, layout_, codes, stride, scales, key, count, limits, smallest, tile.rows, layer_.scale,
+                       state, work);
+          continue;
+        }
+        const Element* keys =
+            page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
+        Kernel::block(query, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count, limits,
+                      smallest, tile.rows, layer_.scale, state, work);
       }
     }
   });
@@ -421,7 +465,7 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
       for (int64_t n = first; n < last; ++n) {
         const int position = start + n;
         const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
-        load_row<V>(cache_.format, token, row, C + R);
+        load_latent<V>(cache_.format, token, row, layout_);
         write_token<V>(latent, n, row);
         for (int h = 0; h < H; ++h) {
           store_row<V>(kElement, keys_ + (static_cast<size_t>(h) * kStretch + n) * key_width_ + N, row + C, R);

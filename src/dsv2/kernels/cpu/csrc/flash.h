@@ -34,7 +34,38 @@ void clear(const TileState& state, int values) {
   V::store(state.l, V::zero());
 }
 
-// A score this low is a key that may not be seen; exp of it is 0.
+// Scores s[count][16] of keys from position `first` on become weights relative to the new maximum;
+// m and l of the state move on, and what was summed before is to be scaled by factors[16].
+template <class V>
+void soften(float* s, int first, int count, const int32_t* limits, int smallest_limit, float scale,
+            const TileState& state, float* factors) {
+  using F = typename V::F;
+  const F by = V::set(scale);
+  const typename V::I limit = V::load_int(limits);
+  const bool masked = first + count > smallest_limit;
+  const F before = V::load(state.m);
+  F top = before;
+  for (int n = 0; n < count; ++n) {
+    F x = V::mul(V::load(s + n * kLanes), by);
+    if (masked) x = V::visible(x, first + n, limit);
+    V::store(s + n * kLanes, x);
+    top = V::max(top, x);  // NaN in x wins
+  }
+  const F alpha = exponential<V>(V::sub(before, top));
+  F sum = V::mul(V::load(state.l), alpha);
+  for (int n = 0; n < count; ++n) {
+    const F x = V::load(s + n * kLanes);
+    F p = exponential<V>(V::sub(x, top));
+    if (masked) p = V::max(V::zero(), V::visible(p, first + n, limit));
+    sum = V::add(sum, p);
+    V::store(s + n * kLanes, p);
+  }
+  V::store(state.m, top);
+  V::store(state.l, sum);
+
+  V::store(factors, alpha);
+}
+
 template <class V, bool bf16>
 struct Flash {
   using F = typename V::F;
@@ -95,31 +126,8 @@ struct Flash {
     }
     for (; n < count; ++n) scores<1>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
 
-    const F by = V::set(scale);
-    const I limit = V::load_int(limits);
-    const bool masked = first + count > smallest_limit;
-    const F before = V::load(state.m);
-    F top = before;
-    for (n = 0; n < count; ++n) {
-      F x = V::mul(V::load(s + n * kLanes), by);
-      if (masked) x = V::visible(x, first + n, limit);
-      V::store(s + n * kLanes, x);
-      top = V::max(top, x);  // NaN in x wins
-    }
-    const F alpha = exponential<V>(V::sub(before, top));
-    F sum = V::mul(V::load(state.l), alpha);
-    for (n = 0; n < count; ++n) {
-      const F x = V::load(s + n * kLanes);
-      F p = exponential<V>(V::sub(x, top));
-      if (masked) p = V::max(V::zero(), V::visible(p, first + n, limit));
-      sum = V::add(sum, p);
-      V::store(s + n * kLanes, p);
-    }
-    V::store(state.m, top);
-    V::store(state.l, sum);
-
     alignas(64) float factors[kLanes];
-    V::store(factors, alpha);
+    soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
     if constexpr (bf16) {
       int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);  // [count/2][16] pairs
       for (n = 0; n < count; n += 2) {

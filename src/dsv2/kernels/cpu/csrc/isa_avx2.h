@@ -153,6 +153,42 @@ struct Avx2 {
     return {_mm256_castsi256_ps(_mm256_and_si256(x.a, mask)),
             _mm256_castsi256_ps(_mm256_and_si256(x.b, mask))};
   }
+
+  // acc + 4 signed bytes of each lane of q times the 4 of a key, which has 128 added.
+  static I dot_query(I acc, I q, const uint8_t* key) {
+    int32_t word;
+    __builtin_memcpy(&word, key, 4);
+    word ^= static_cast<int32_t>(0x80808080);
+    return dot_bytes(acc, q, &word);
+  }
+  // acc + 4 signed bytes of each lane times 4 weights of at most 127, the same for each lane.
+  static I dot_values(I acc, I values, const int32_t* weights) {
+    const __m256i w = _mm256_set1_epi32(*weights), ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.a), ones)),
+            _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.b), ones))};
+  }
+  // The low bytes of four vectors of lanes as bytes 0 to 3.
+  static I join_bytes(I a, I b, I c, I d) {
+    const auto join = [](__m256i p, __m256i q, __m256i r, __m256i s) {
+      return _mm256_or_si256(_mm256_or_si256(p, _mm256_slli_epi32(q, 8)),
+                             _mm256_or_si256(_mm256_slli_epi32(r, 16), _mm256_slli_epi32(s, 24)));
+    };
+    return {join(a.a, b.a, c.a, d.a), join(a.b, b.b, c.b, d.b)};
+  }
+  // 64 columns of four rows of biased codes: lane i of columns[k] has column 16k + i of each row, signed.
+  static void interleave_bytes(const uint8_t* const* rows, I* columns) {
+    const __m128i bias = _mm_set1_epi8(static_cast<char>(0x80));
+    for (int k = 0; k < 4; ++k) {
+      __m128i r[4];
+      for (int i = 0; i < 4; ++i) {
+        r[i] = _mm_xor_si128(_mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[i] + 16 * k)), bias);
+      }
+      const __m128i low01 = _mm_unpacklo_epi8(r[0], r[1]), high01 = _mm_unpackhi_epi8(r[0], r[1]);
+      const __m128i low23 = _mm_unpacklo_epi8(r[2], r[3]), high23 = _mm_unpackhi_epi8(r[2], r[3]);
+      columns[k] = {_mm256_set_m128i(_mm_unpackhi_epi16(low01, low23), _mm_unpacklo_epi16(low01, low23)),
+                    _mm256_set_m128i(_mm_unpackhi_epi16(high01, high23), _mm_unpacklo_epi16(high01, high23))};
+    }
+  }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 };
 

@@ -131,6 +131,38 @@ struct Avx512 {
     first = _mm512_permutex2var_epi16(a, _mm512_load_si512(index), b);
     second = _mm512_permutex2var_epi16(a, _mm512_load_si512(index + 32), b);
   }
+
+  // acc + 4 signed bytes of each lane of q times the 4 unsigned ones of a key.
+  static I dot_query(I acc, I q, const uint8_t* key) {
+    int32_t word;
+    __builtin_memcpy(&word, key, 4);
+    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(word), q);
+  }
+  // acc + 4 signed bytes of each lane times 4 unsigned weights, the same for each lane.
+  static I dot_values(I acc, I values, const int32_t* weights) {
+    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(*weights), values);
+  }
+  // The low bytes of four vectors of lanes as bytes 0 to 3.
+  static I join_bytes(I a, I b, I c, I d) {
+    return _mm512_or_si512(_mm512_or_si512(a, _mm512_slli_epi32(b, 8)),
+                           _mm512_or_si512(_mm512_slli_epi32(c, 16), _mm512_slli_epi32(d, 24)));
+  }
+  // 64 columns of four rows of biased codes: lane i of columns[k] has column 16k + i of each row, signed.
+  static void interleave_bytes(const uint8_t* const* rows, I* columns) {
+    // Each quarter of a vector takes every fourth word, so that unpacking leaves columns in order.
+    const I order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
+    const I bias = _mm512_set1_epi8(static_cast<char>(0x80));
+    I r[4];
+    for (int i = 0; i < 4; ++i) {
+      r[i] = _mm512_permutexvar_epi32(order, _mm512_xor_si512(_mm512_loadu_si512(rows[i]), bias));
+    }
+    const I low01 = _mm512_unpacklo_epi8(r[0], r[1]), high01 = _mm512_unpackhi_epi8(r[0], r[1]);
+    const I low23 = _mm512_unpacklo_epi8(r[2], r[3]), high23 = _mm512_unpackhi_epi8(r[2], r[3]);
+    columns[0] = _mm512_unpacklo_epi16(low01, low23);
+    columns[1] = _mm512_unpackhi_epi16(low01, low23);
+    columns[2] = _mm512_unpacklo_epi16(high01, high23);
+    columns[3] = _mm512_unpackhi_epi16(high01, high23);
+  }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };
 

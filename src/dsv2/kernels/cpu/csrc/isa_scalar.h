@@ -132,6 +132,34 @@ struct Scalar {
   static F odd_bf16(const I& x) {
     return map([&](int i) { return bits(uint32_t(x.v[i]) & ~0xffffu); });
   }
+
+  // acc + 4 signed bytes of each lane of q times the 4 of a key, which has 128 added.
+  static I dot_query(const I& acc, const I& q, const uint8_t* key) {
+    int8_t word[4];
+    for (int i = 0; i < 4; ++i) word[i] = static_cast<int8_t>(key[i] - 128);
+    int32_t packed;
+    std::memcpy(&packed, word, 4);
+    return dot_bytes(acc, q, &packed);
+  }
+  // acc + 4 signed bytes of each lane times 4 weights of at most 127, the same for each lane.
+  static I dot_values(const I& acc, const I& values, const int32_t* weights) {
+    return dot_bytes(acc, values, weights);
+  }
+  // The low bytes of four vectors of lanes as bytes 0 to 3.
+  static I join_bytes(const I& a, const I& b, const I& c, const I& d) {
+    return map_int([&](int i) {
+      return static_cast<int32_t>((a.v[i] & 255u) | (b.v[i] & 255u) << 8 | (c.v[i] & 255u) << 16 |
+                                  (d.v[i] & 255u) << 24);
+    });
+  }
+  // 64 columns of four rows of biased codes: lane i of columns[k] has column 16k + i of each row, signed.
+  static void interleave_bytes(const uint8_t* const* rows, I* columns) {
+    for (int k = 0; k < 4; ++k) {
+      int8_t out[64];
+      for (int i = 0; i < 64; ++i) out[i] = static_cast<int8_t>(rows[i % 4][16 * k + i / 4] - 128);
+      columns[k] = load_int(out);
+    }
+  }
   static void prefetch(const void*) {}
 
  private:

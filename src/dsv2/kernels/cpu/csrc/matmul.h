@@ -344,6 +344,7 @@ TileFunction tile_for(Format format, int tokens, bool single) {
     case Format::kBf16: return tile_for<V, Format::kBf16>(tokens, single);
     case Format::kInt8: return tile_for<V, Format::kInt8>(tokens, single);
     case Format::kInt4: return tile_for<V, Format::kInt4>(tokens, single);
+    case Format::kInt6: break;  // no format of weights
   }
   return nullptr;
 }

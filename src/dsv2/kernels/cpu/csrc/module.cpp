@@ -351,7 +351,10 @@ NB_MODULE(_native, m) {
                               at<const float>(sin)};
            });
 
-  nb::class_<OwnedAttention>(m, "AttentionLayer").def_prop_ro("bytes", &OwnedAttention::bytes);
+  nb::class_<OwnedAttention>(m, "AttentionLayer")
+      .def_prop_ro("bytes", &OwnedAttention::bytes)
+      .def_prop_ro("latent", [](const OwnedAttention& owned) { return owned.layer.latent; })
+      .def_prop_ro("rope", [](const OwnedAttention& owned) { return owned.layer.rope; });
   nb::class_<OwnedMlp>(m, "MlpLayer").def_prop_ro("bytes", &OwnedMlp::bytes);
   nb::class_<OwnedMoe>(m, "MoeLayer").def_prop_ro("bytes", &OwnedMoe::bytes);
   m.def("attention_layer", &make_attention, nb::kw_only(), nb::arg("hidden"), nb::arg("heads"), nb::arg("nope"),

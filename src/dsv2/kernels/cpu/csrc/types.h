@@ -15,7 +15,7 @@ constexpr int kPage = 64;       // tokens of a cache block
 constexpr int kGroup4 = 64;     // weights that share a scale in 4 bits
 constexpr int kGroup8 = 32;     // ... in 8 bits
 
-enum class Format : int { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3 };
+enum class Format : int { kF32 = 0, kBf16 = 1, kInt8 = 2, kInt4 = 3, kInt6 = 4 };  // kInt6: caches
 
 constexpr int group_of(Format format) {
   return format == Format::kInt4 ? kGroup4 : format == Format::kInt8 ? kGroup8 : 1;
@@ -67,7 +67,7 @@ struct Source {
 
 struct Cache {
   Format format;
-  uint8_t* data;      // [P, 64, token_bytes]
+  uint8_t* data;      // [P, 64, token_bytes], see latent.h
   size_t token_bytes;
 };
 
