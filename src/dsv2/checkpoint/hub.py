@@ -68,8 +68,13 @@ class PulledModel:
     @property
     def release(self) -> str | None:
         """The short name, for a published model."""
-        names = [name for name, one in RELEASES.items() if one.repository == self.repository]
-        return names[0] if names else None
+        return release_of(self.repository)
+
+
+def release_of(repository: str) -> str | None:
+    """The short name of a published model's repository, or None."""
+    names = [name for name, one in RELEASES.items() if one.repository == repository]
+    return names[0] if names else None
 
 
 def repository_of(name: str) -> str | None:
