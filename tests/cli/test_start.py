@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
 from dsv2 import LLM
@@ -25,6 +27,7 @@ from dsv2.checkpoint.converted import (
     remove_copy,
 )
 from dsv2.checkpoint.hub import HubError
+from dsv2.checkpoint.packed import WEIGHTS
 from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.cli.main import app
 from dsv2.engine import loading
@@ -87,101 +90,121 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
     return out, err
 
 
-def pulled_folder(tmp_path: Path) -> Path:
-    [folder] = (tmp_path / "hf").glob(f"hub/*/snapshots/{COMMIT}")
+def test_two_processes_at_once_pull_and_convert_once(start: Start, home: Path) -> None:
+    both = [start("run", REPOSITORY, "hello", *INT4) for _ in range(2)]
+    found = [finish(one) for one in both]
+    assert len({json.loads(out)["text"] for out, _ in found}) == 1
+    assert sum("converted once to int4" in err for _, err in found) == 1
+    assert not list(home.glob("quantised/*/*/*.tmp-*"))
+
+
+# The rest runs in this process, on the hub, the memory and the disk that a test wants.
+
+
+@pytest.fixture
+def cache(hub: Hub, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this process pulls to from the hub."""
+    folder = tmp_path / "hf" / "hub"
+    # This module keeps a copy of the constant from when it is imported, so it comes first.
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     return folder
 
 
 def test_the_first_run_pulls_and_converts_and_the_second_does_neither(
-    start: Start, hub: Hub, home: Path, tmp_path: Path
+    cache: Path, hub: Hub, home: Path
 ) -> None:
-    out, err = finish(start("run", REPOSITORY, "hello", *INT4))
-    first = json.loads(out)
+    done = run("run", REPOSITORY, "hello", *INT4)
+    first = json.loads(done.stdout)
     target = home / "quantised" / "someone--wide-v2" / COMMIT / "int4"
     assert stored_scheme(target) == "int4"
-    assert f"{REPOSITORY} is not here: pulling {REPOSITORY} from huggingface" in err
-    assert "all files are whole" in err
-    assert f"converted once to int4: {first['done'][1].split(': ')[1].split(' in ')[0]}" in err
-    assert str(target) in err
+    pulled, converted_line = first["done"]
+    assert "all files are whole" in pulled
+    assert re.fullmatch(rf"converted once to int4: [\d.]+ MB in {target}", converted_line)
+    assert done.stderr.splitlines()[0] == (
+        f"{REPOSITORY} is not here: pulling {REPOSITORY} from huggingface"
+    )
+    assert pulled in done.stderr
+    assert converted_line in done.stderr
     assert first["plan"]["weights"] == "int4"
     assert "int4" in first["runs"]
     requests, written = len(hub.requests), (target / "config.json").stat().st_mtime_ns
 
-    out, err = finish(start("run", REPOSITORY, "hello", *INT4))
-    again = json.loads(out)
-    assert (again["text"], again["done"], err) == (first["text"], [], "")
+    done = run("run", REPOSITORY, "hello", *INT4)
+    again = json.loads(done.stdout)
+    assert (again["text"], again["done"], done.stderr) == (first["text"], [], "")
     assert len(hub.requests) == requests
     assert (target / "config.json").stat().st_mtime_ns == written
 
     # The copy stands on its own: with the original gone, nothing is pulled for it.
-    shutil.rmtree(tmp_path / "hf")
-    out, err = finish(start("run", REPOSITORY, "hello", *INT4, "--no-pull"))
-    assert (json.loads(out)["text"], err) == (first["text"], "")
+    shutil.rmtree(cache)
+    done = run("run", REPOSITORY, "hello", *INT4)
+    assert (json.loads(done.stdout)["text"], done.stderr) == (first["text"], "")
     assert len(hub.requests) == requests
-    _, err = finish(start("run", REPOSITORY, "hello", "--dtype", "int8", "--no-pull"), code=2)
-    assert f"fetch it with: dsv2 pull {REPOSITORY}" in err
+    other = run("run", REPOSITORY, "hello", "--dtype", "int8", "--no-pull")
+    assert f"fetch it with: dsv2 pull {REPOSITORY}" in str(other.exception)
 
 
-def test_list_verify_and_rm_know_the_copy(start: Start, home: Path, tmp_path: Path) -> None:
-    finish(start("run", REPOSITORY, "hello", *INT4))
-    rows = json.loads(finish(start("list", "--json"))[0])[1:]
+def test_list_verify_and_rm_know_the_copy(cache: Path) -> None:
+    assert run("run", REPOSITORY, "hello", *INT4).exit_code == 0
+    rows = json.loads(run("list", "--json").stdout)[1:]
     assert [(row["model"], row["hub"], row["format"]) for row in rows] == [
         (REPOSITORY, "huggingface", "float32"), (REPOSITORY, "converted", "int4"),
     ]  # fmt: skip
+    assert "converted" in run("list").stdout
     copy = Path(rows[1]["folder"])
     assert rows[1]["bytes"] == sum(path.stat().st_size for path in copy.iterdir())
     (copy / "generation_config.json").write_text("{}")
-    _, err = finish(start("verify", REPOSITORY))
-    assert "all files are whole" in err
-    out, err = finish(start("rm", REPOSITORY, "--yes"))
-    assert f"{REPOSITORY} from huggingface: " in err
-    assert f"{REPOSITORY} in int4, {copy}: " in err
-    assert out.startswith("freed ")
+    assert "all files are whole" in run("verify", REPOSITORY).stderr
+    kept = CliRunner().invoke(app, ["rm", REPOSITORY], input="n\n")
+    assert kept.exit_code == 1
+    assert copy.exists()
+    gone = run("rm", REPOSITORY, "--yes")
+    assert f"{REPOSITORY} from huggingface: " in gone.stderr
+    assert f"{REPOSITORY} in int4, {copy}: " in gone.stderr
+    assert gone.stdout.startswith("freed ")
     assert not copy.exists()
-    assert json.loads(finish(start("list", "--json"))[0])[1:] == []
-    finish(start("rm", REPOSITORY, "--yes"), code=2)
+    assert json.loads(run("list", "--json").stdout)[1:] == []
+    assert isinstance(run("rm", REPOSITORY, "--yes").exception, ModelNotFoundError)
 
 
-def test_two_processes_at_once_convert_once(start: Start, home: Path) -> None:
-    finish(start("pull", REPOSITORY))
-    both = [start("run", REPOSITORY, "hello", *INT4) for _ in range(3)]
-    found = [finish(one) for one in both]
-    assert len({json.loads(out)["text"] for out, _ in found}) == 1
-    assert sum("converted once to int4" in err for _, err in found) == 1
-    assert [path.name for path in home.glob("quantised/*/*/int4*")] != []
-    assert not list(home.glob("quantised/*/*/*.tmp-*"))
-
-
-def test_a_pull_that_broke_off_is_taken_up_again(start: Start, hub: Hub, tmp_path: Path) -> None:
-    finish(start("pull", REPOSITORY))
-    shard = pulled_folder(tmp_path) / "model.safetensors"
+def test_a_pull_that_broke_off_is_taken_up_again(cache: Path) -> None:
+    assert run("pull", REPOSITORY).exit_code == 0
+    [shard] = cache.glob(f"*/snapshots/{COMMIT}/model.safetensors")
     shard.resolve().unlink()
     shard.unlink()
-    _, err = finish(start("run", REPOSITORY, "hello", "--no-pull"), code=2)
-    assert f"go on with: dsv2 pull {REPOSITORY}" in err
-    out, err = finish(start("run", REPOSITORY, "hello", "--max-tokens", "2"))
-    assert "all files are whole" in err
-    assert out.strip()
+    refused = run("run", REPOSITORY, "hello", "--no-pull")
+    assert f"go on with: dsv2 pull {REPOSITORY}" in str(refused.exception)
+    done = run("run", REPOSITORY, "hello", "--max-tokens", "2")
+    assert "all files are whole" in done.stderr
+    assert done.stdout.strip()
 
 
 def test_damage_on_the_way_is_not_run_and_the_next_try_fetches_it_again(
-    start: Start, hub: Hub
+    cache: Path, hub: Hub
 ) -> None:
     hub.damage = "model.safetensors"
-    out, err = finish(start("run", REPOSITORY, "hello"), code=2)
-    assert out == ""
-    assert "damaged files: model.safetensors; they were deleted" in err
+    failed = run("run", REPOSITORY, "hello")
+    assert failed.stdout == ""
+    assert isinstance(failed.exception, HubError)
+    assert "damaged files: model.safetensors; they were deleted" in str(failed.exception)
     hub.damage = None
-    finish(start("chat", REPOSITORY, "--no-pull"), code=2)
-    out, err = finish(start("run", REPOSITORY, "hello", "--max-tokens", "2"))
-    assert "all files are whole" in err
+    assert run("chat", REPOSITORY, "--no-pull").exit_code == 1
+    done = run("run", REPOSITORY, "hello", "--max-tokens", "2")
+    assert "all files are whole" in done.stderr
 
 
-def test_chat_pulls_as_well_and_says_what_a_hub_lacks(start: Start) -> None:
-    assert "does not give someone/else" in finish(start("chat", "someone/else"), code=2)[1]
-
-
-# In this process, with the memory and the disk that a test wants.
+def test_chat_pulls_as_well_and_says_what_a_hub_lacks(cache: Path) -> None:
+    talk = CliRunner().invoke(app, ["chat", REPOSITORY, "--max-tokens", "2"], input="/exit\n")
+    assert talk.exit_code == 0
+    assert "all files are whole" in talk.stderr
+    assert "does not give someone/else" in str(run("chat", "someone/else").exception)
 
 
 def quantiser() -> CpuExecutor:
@@ -244,7 +267,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(converted, "free_disk", lambda folder: 100_000)
-    with pytest.raises(ModelLoadError, match=r"takes 0\.000 GB, 0\.000 GB are free|KB|MB"):
+    with pytest.raises(ModelLoadError, match=r"int4 takes 0\.\d MB, 0\.1 MB are free"):
         prepare(str(model), device="cpu", dtype="int4")
     assert not list(home.glob("quantised/*/*/int4*/*"))
 
@@ -255,7 +278,8 @@ def enough_for(config: ModelConfig, weights: str) -> int:
     while high - low > 1000:
         middle = (low + high) // 2
         try:
-            fits = plan_memory(config, middle, sequences=1).weights in (weights, "bfloat16")
+            found = plan_memory(config, middle, sequences=1).weights
+            fits = WEIGHTS.index(found) <= WEIGHTS.index(weights)
         except DoesNotFitError:
             fits = False
         low, high = (low, middle) if fits else (middle, high)

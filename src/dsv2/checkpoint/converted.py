@@ -151,9 +151,9 @@ def _convert(
     needed, free = stored_bytes(config, scheme) + beside, free_disk(target.parent)
     if needed > free:
         raise ModelLoadError(
-            f"the copy of {origin.name} in {scheme} takes {needed / 1e9:.3f} GB, {free / 1e9:.3f} "
-            f"GB are free in {target.parent}; make room, or set DSV2_HOME to a folder on a larger "
-            "disk"
+            f"the copy of {origin.name} in {scheme} takes {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free in {target.parent}; make room, or set DSV2_HOME to a "
+            "folder on a larger disk"
         )
     if progress is not None:
         progress(0, config.num_hidden_layers + 1)
