@@ -278,7 +278,7 @@ def enough_for(config: ModelConfig, weights: str) -> int:
     while high - low > 1000:
         middle = (low + high) // 2
         try:
-            found = plan_memory(config, middle, sequences=1).weights
+            found = plan_memory(config, middle, sequences=1, convert=False).weights
             fits = WEIGHTS.index(found) <= WEIGHTS.index(weights)
         except DoesNotFitError:
             fits = False

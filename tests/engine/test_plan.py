@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2.checkpoint.packed import WEIGHTS, load_packed
 from dsv2.checkpoint.quantised import stored_bytes
 from dsv2.checkpoint.releases import RELEASES, config_of
+from dsv2.engine import loading
+from dsv2.engine.loading import plan_folder
 from dsv2.engine.plan import (
     GOOD_CACHE,
     LEAST_CACHE,
@@ -218,3 +222,20 @@ def test_packing_costs_little_more_than_the_file() -> None:
         config = config_of(name)
         for weights in WEIGHTS:
             assert 1 <= packed_bytes(config, weights) / stored_bytes(config, weights) < 1.03
+
+
+def test_a_folder_is_planned_by_device_backend_and_what_it_stores(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda device: GB)
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert plan_folder(tiny_folder, cpu).weights == "float32"
+    assert plan_folder(tiny_folder, cpu, dtype="fp32").weights == "float32"
+    assert plan_folder(tiny_folder, gpu).weights == "bfloat16"
+    assert plan_folder(tiny_folder, gpu, dtype="float32").weights == "float32"
+    plain, packed = (plan_folder(tiny_folder, cpu, name) for name in ("torch", "cpu"))
+    assert plain.weights == packed.weights == "float32"
+    assert plain.weight_bytes < packed.weight_bytes
+    for device, backend in ((cpu, "torch"), (gpu, "auto")):
+        with pytest.raises(ValueError, match="weights in int8 need backend 'cpu'"):
+            plan_folder(tiny_folder, device, backend, dtype="int8")

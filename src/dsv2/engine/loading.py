@@ -62,8 +62,20 @@ def plan_folder(
     cache_tokens: int | None = None,
     max_sequences: int = 16,
     max_step_tokens: int = 2048,
+    convert: bool = True,
 ) -> MemoryPlan:
     """The memory plan of a folder's model for the memory that is free now.
+
+    Args:
+        folder: of the model.
+        device: that computes.
+        backend: of the model's ops.
+        dtype: as for ``LLM``.
+        cache_tokens: as for ``LLM``.
+        max_sequences: as for ``LLM``.
+        max_step_tokens: as for ``LLM``.
+        convert: ``int8`` and ``int4`` are made while a published checkpoint is read; False where
+            a converted copy will be loaded instead.
 
     Raises:
         ConfigError: the configuration is not one of this architecture.
@@ -79,13 +91,13 @@ def plan_folder(
         )
     return _plan(
         ModelConfig.from_file(folder / "config.json"), device, backend, stored, dtype,
-        cache_tokens, max_sequences, max_step_tokens,
+        cache_tokens, max_sequences, max_step_tokens, convert=convert,
     )  # fmt: skip
 
 
 def _plan(
     config: ModelConfig, device: torch.device, backend: str, stored: str | None, dtype: str,
-    cache_tokens: int | None, max_sequences: int, max_step_tokens: int = 2048,
+    cache_tokens: int | None, max_sequences: int, max_step_tokens: int = 2048, *, convert: bool,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
     formats = WEIGHTS if packed else UNPACKED
@@ -99,7 +111,7 @@ def _plan(
         dtype=dtype,
         formats=formats,
         packed=packed,
-        convert=stored is None,
+        convert=convert and stored is None,
         cache_tokens=cache_tokens,
         sequences=max_sequences,
         step_tokens=max(max_step_tokens, max_sequences),
@@ -196,7 +208,7 @@ def prepare(
         say(line)
 
     def plan_of(config: ModelConfig) -> MemoryPlan:
-        return _plan(config, place, "auto", None, dtype, cache_tokens, max_sequences)
+        return _plan(config, place, "auto", None, dtype, cache_tokens, max_sequences, convert=False)
 
     folder = _folder_here(name)
     if folder is None:
@@ -215,8 +227,9 @@ def prepare(
         tell(f"pulled {size_text(size)} to {folder}, all files are whole")
 
     plan = plan_folder(
-        folder, place, dtype=dtype, cache_tokens=cache_tokens, max_sequences=max_sequences
-    )
+        folder, place, dtype=dtype, cache_tokens=cache_tokens, max_sequences=max_sequences,
+        convert=False,
+    )  # fmt: skip
     if plan.weights in SCHEMES and stored_scheme(folder) is None:
         folder = _converted(folder, plan.weights, place, threads, tell, say, progress)
     _tell_context(plan, tell)
