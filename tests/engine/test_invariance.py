@@ -16,7 +16,7 @@ from dsv2.engine.sequence import Sequence
 from dsv2.engine.speculate import NgramDrafter
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.ragged import RaggedBatch
-from tests.models import save_tiny
+from tests.models import VOCAB, save_tiny
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
         "kv_lora_rank": 64, "v_head_dim": 16, "qk_nope_head_dim": 64}  # fmt: skip
@@ -97,7 +97,7 @@ class Foresight:
         for one in sequences:
             known = self.answers[one.request.prompt_ids][one.num_generated :][:6]
             room = one.request.params.max_tokens - one.num_generated - 1
-            drafts = [(token + (n % 5 == 4)) % 500 for n, token in enumerate(known)]
+            drafts = [(token + (n % 5 == 4)) % VOCAB for n, token in enumerate(known)]
             one.drafts = drafts[: max(room, 0)]
 
     def forget(self, sequence: Sequence) -> None:
