@@ -68,7 +68,7 @@ def test_pull_list_show_verify_run_rm(run: Run, hub: Hub) -> None:
     removed = run("rm", REPOSITORY, "--yes")
     assert removed.returncode == 0, removed.stderr
     assert not folder.exists()
-    gone = run("run", REPOSITORY, "hello")
+    gone = run("run", REPOSITORY, "hello", "--no-pull")
     assert gone.returncode == 2
     assert f"fetch it with: dsv2 pull {REPOSITORY}" in gone.stderr
 

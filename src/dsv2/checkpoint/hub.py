@@ -68,8 +68,13 @@ class PulledModel:
     @property
     def release(self) -> str | None:
         """The short name, for a published model."""
-        names = [name for name, one in RELEASES.items() if one.repository == self.repository]
-        return names[0] if names else None
+        return release_of(self.repository)
+
+
+def release_of(repository: str) -> str | None:
+    """The short name of a published model's repository, or None."""
+    names = [name for name, one in RELEASES.items() if one.repository == repository]
+    return names[0] if names else None
 
 
 def repository_of(name: str) -> str | None:
@@ -155,9 +160,47 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(content, dict) and content.get("model_type") == "deepseek_v2"
 
 
+def data_home() -> Path:
+    """Where dsv2 keeps what it fetched or converted itself: ``DSV2_HOME`` or ``~/.cache/dsv2``."""
+    return Path(os.environ.get("DSV2_HOME") or Path.home() / ".cache" / "dsv2")
+
+
 def _modelscope_root() -> Path:
-    home = os.environ.get("DSV2_HOME") or Path.home() / ".cache" / "dsv2"
-    return Path(home) / "modelscope"
+    return data_home() / "modelscope"
+
+
+def missing_weights(folder: Path) -> list[str]:
+    """The weight files that a broken-off pull has not fetched."""
+    index = folder / "model.safetensors.index.json"
+    names = {"model.safetensors"}
+    if index.exists():
+        try:
+            names = {
+                str(name) for name in json.loads(index.read_text("utf-8"))["weight_map"].values()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return [index.name]
+    return sorted(name for name in names if not (folder / name).is_file())
+
+
+def pull_verified(name: str, hub: str = "huggingface", revision: str | None = None) -> Path:
+    """:func:`pull`, then compare the copy just fetched with the hub's checksums.
+
+    Raises:
+        ModelNotFoundError, HubError: as :func:`pull`; files that differ are deleted.
+    """
+    folder = pull(name, hub, revision)
+    repository = repository_of(name) or name
+    damaged = verify(PulledModel(repository, hub, revision or "", folder, 0))
+    for file in damaged:
+        (folder / file).resolve().unlink(missing_ok=True)  # on Hugging Face's side of the link
+        (folder / file).unlink(missing_ok=True)
+    if damaged:
+        raise HubError(
+            f"{repository}: damaged files: {', '.join(damaged)}; they were deleted, and the same "
+            "command fetches them again"
+        )
+    return folder
 
 
 def pull(name: str, hub: str = "huggingface", revision: str | None = None) -> Path:

@@ -12,9 +12,10 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ _PARTS = ("codes", "scales", "row_scales")
 _COPIED = (".json", ".md", ".txt", ".model")
 """Files beside the weights that go with them: tokenizer, generation settings, card."""
 _KIND = re.compile(r"layers\.\d+\.")
+_ROWS = 4096
 
 
 def stored_scheme(folder: Path) -> str | None:
@@ -177,7 +179,8 @@ class Quantiser:
         kind.weights += weight.numel()
         kind.stored_bits += 8.0 * done.nbytes
         kind.error += float(errors.sum())
-        kind.power += float(weight.double().square().sum())
+        # In pieces: an embedding in fp64 would take more than all the rest of a conversion.
+        kind.power += sum(float(rows.double().square().sum()) for rows in weight.split(_ROWS))
         return done
 
     def parameter(self, name: str, weight: Tensor) -> Weight:
@@ -205,6 +208,7 @@ def quantise_checkpoint(
     scheme: str,
     executor: Executor,
     progress: Callable[[int, int], None] | None = None,
+    extra: Mapping[str, str] = MappingProxyType({}),
 ) -> list[KindReport]:
     """Write ``folder``'s checkpoint in a scheme to ``target``, one layer in memory at a time.
 
@@ -214,6 +218,7 @@ def quantise_checkpoint(
         scheme: ``int8`` or ``int4``.
         executor: quantises.
         progress: called with the shards written and their number.
+        extra: text files by name that go with them.
 
     Raises:
         ModelLoadError: the source is damaged or quantised already, or the target exists.
@@ -238,6 +243,8 @@ def quantise_checkpoint(
         for path in sorted(folder.iterdir()):
             if path.suffix in _COPIED and path.name not in ("config.json", INDEX):
                 shutil.copyfile(path, fresh / path.name)
+        for name, text in extra.items():
+            (fresh / name).write_text(text, "utf-8")
         fresh.rename(target)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -26,6 +26,9 @@ Weights = Annotated[
 Random = Annotated[
     bool, typer.Option("--random", help="Random weights of the model's shape, no checkpoint.")
 ]
+Cache = Annotated[
+    str, typer.Option("--cache", help="float32, bfloat16, int8, int6; auto: as the weights.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Numbers = Annotated[str, typer.Option(help="Comma-separated.")]
@@ -49,7 +52,7 @@ def _bits(weights: str) -> int:
 
 
 def _model_bench(
-    model: str, weights: str, random: bool, threads: int | None, longest: int
+    model: str, weights: str, cache: str, random: bool, threads: int | None, longest: int
 ) -> tuple[ModelBench, Roof, str]:
     from dsv2.checkpoint import load_packed
     from dsv2.checkpoint.synthetic import synthetic_model
@@ -60,11 +63,12 @@ def _model_bench(
     executor = CpuExecutor(threads)
     if random:
         weights = "int4" if weights == "auto" else weights
-        packed = synthetic_model(find_config(model), executor, weights)
+        packed = synthetic_model(find_config(model), executor, weights, cache_format=cache)
     else:
-        packed = load_packed(model, executor, weights=weights)
+        packed = load_packed(model, executor, weights=weights, cache_format=cache)
     roof = measure_roof(executor, packed.weights)
-    return ModelBench(packed, roof, longest), roof, f"{model} in {packed.description}"
+    title = f"{model} in {packed.description}, {packed.cache_format} cache"
+    return ModelBench(packed, roof, longest), roof, title
 
 
 def _show(title: str, roof: Roof, figures: list[Figure], as_json: bool) -> None:
@@ -94,6 +98,7 @@ def _show(title: str, roof: Roof, figures: list[Figure], as_json: bool) -> None:
 def latency(
     model: Model = "pocket",
     weights: Weights = "auto",
+    cache: Cache = "auto",
     random: Random = False,
     prompts: Numbers = "128,512",
     depths: Numbers = "128,1024,4096",
@@ -102,7 +107,9 @@ def latency(
 ) -> None:
     """One sequence: prompts of some lengths, then single tokens at some depths."""
     lengths, places = _numbers(prompts), _numbers(depths)
-    own, roof, title = _model_bench(model, weights, random, threads, max(*lengths, *places) + 1)
+    own, roof, title = _model_bench(
+        model, weights, cache, random, threads, max(*lengths, *places) + 1
+    )
     figures = [own.prefill(length) for length in lengths]
     figures += [own.decode(1, depth) for depth in places]
     _show(title, roof, figures, as_json)
@@ -112,6 +119,7 @@ def latency(
 def throughput(
     model: Model = "pocket",
     weights: Weights = "auto",
+    cache: Cache = "auto",
     random: Random = False,
     sequences: Numbers = "1,4,16,32",
     depth: Annotated[int, typer.Option(min=1, help="Tokens of each in the cache.")] = 128,
@@ -121,7 +129,7 @@ def throughput(
     """Several sequences at once, a token each per step."""
     counts = _numbers(sequences)
     longest = max(counts) * (depth + 64)
-    own, roof, title = _model_bench(model, weights, random, threads, longest)
+    own, roof, title = _model_bench(model, weights, cache, random, threads, longest)
     _show(title, roof, [own.decode(count, depth) for count in counts], as_json)
 
 
@@ -156,23 +164,27 @@ def kernels(
 @bench.command()
 def memory(model: Model = "pocket", as_json: Json = False) -> None:
     """What the weights and the cache of MODEL take in every format; nothing is loaded."""
-    from dsv2.checkpoint.packed import WEIGHTS
+    from dsv2.checkpoint.packed import WEIGHTS, cache_format_for
     from dsv2.checkpoint.quantised import stored_bytes
     from dsv2.checkpoint.weights import available_bytes
     from dsv2.cli.info import find_config
-    from dsv2.model.counts import count
+    from dsv2.engine.cache import token_bytes
+    from dsv2.kernels.latent import LATENT_FORMATS
 
     config, free = find_config(model), available_bytes()
     rows = {name: stored_bytes(config, name) for name in WEIGHTS}
-    cached = {kind: count(config).cache_bytes(kind) for kind in ("fp32", "bf16")}
+    cached = {kind: token_bytes(config, kind) for kind in LATENT_FORMATS}
     if as_json:
         typer.echo(json.dumps({"free": free, "weights": rows, "cache_per_token": cached}))
         return
     table = Table(title=f"{model}: {free / 2**30:.1f} GiB free here")
-    for name in ("weights", "GiB", "room for tokens of cache"):
-        table.add_column(name, justify="left" if name == "weights" else "right")
+    table.add_column("weights")
+    table.add_column("GiB", justify="right")
+    narrower = ("int8", "int6")
+    for kind in ("own dtype", *narrower):
+        table.add_column(f"tokens of cache, {kind}", justify="right")
     for name, size in rows.items():
-        kind = "fp32" if name == "float32" else "bf16"
-        room = int((free - size) / cached[kind])
-        table.add_row(name, f"{size / 2**30:.2f}", f"{room:,}" if room > 0 else "does not fit")
+        rooms = [int((free - size) / cached[kind]) for kind in (cache_format_for(name), *narrower)]
+        shown = [f"{room:,}" if room > 0 else "does not fit" for room in rooms]
+        table.add_row(name, f"{size / 2**30:.2f}", *shown)
     Console().print(table)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from dsv2.cli.start import CacheDtype, CacheTokens, Dtype, HubName, Pull, Threads, plan_table, start
+
 if TYPE_CHECKING:
     from dsv2.engine.llm import LLM
     from dsv2.engine.request import SamplingParams
@@ -31,18 +33,36 @@ SETTABLE = (
 
 
 def chat(
-    model: Annotated[str, typer.Argument(help="A folder, a pulled release, or pocket.")] = "pocket",
+    model: Annotated[
+        str, typer.Argument(help="A folder, a release, owner/model of a hub, or pocket.")
+    ] = "pocket",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.3,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Dtype = "auto",
+    cache_dtype: CacheDtype = "auto",
+    cache_tokens: CacheTokens = None,
+    max_sequences: Annotated[
+        int, typer.Option(min=1, help="Full-length sequences that the cache should hold.")
+    ] = 1,
+    threads: Threads = None,
+    pull: Pull = True,
+    hub: HubName = "huggingface",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print the memory plan on stderr.")
+    ] = False,
 ) -> None:
-    """Talk with MODEL; /help lists the commands."""
-    from dsv2.engine.llm import LLM
+    """Talk with MODEL; /help lists the commands. A published model is pulled and converted."""
     from dsv2.engine.request import SamplingParams
 
-    llm = LLM(model, device=device)
+    llm, prepared = start(
+        model, device=device, dtype=dtype, cache_dtype=cache_dtype, cache_tokens=cache_tokens,
+        max_sequences=max_sequences, threads=threads, pull=pull, hub=hub,
+    )  # fmt: skip
+    if verbose:
+        Console(stderr=True, highlight=False).print(plan_table(prepared.plan))
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p)
     Conversation(llm, params, system, Console(highlight=False)).run(_reader())
 

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv2.engine.cache import token_bytes
+from dsv2.kernels.latent import LATENT_FORMATS
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import (
     CACHE_BITS,
@@ -58,9 +60,13 @@ def describe(name: str, config: ModelConfig, context: int) -> dict[str, Any]:
         "context": context,
         "this": _facts(own, context),
         "dense": {"model": DENSE_67B.name, **_facts(dense, context)},
+        "stored_cache_bytes_per_token": {
+            name: token_bytes(config, name) for name in LATENT_FORMATS
+        },
         "cache_saving": {
             "by_elements": saving(own.cache_elements, dense.cache_elements),
             "6-bit_against_bf16": saving(own.cache_bytes("6-bit"), dense.cache_bytes("bf16")),
+            "int6_against_bf16": saving(token_bytes(config, "int6"), dense.cache_bytes("bf16")),
         },
         "training_flops_saving": saving(own.training_flops(context), dense.training_flops(context)),
         "published_gpu_hours_per_trillion_tokens": {
@@ -110,12 +116,16 @@ def show(facts: dict[str, Any]) -> None:
             f"{own['cache_bytes_per_token'][kind]:,.0f}",
             f"{dense['cache_bytes_per_token'][kind]:,.0f}",
         )
+    for kind in ("int8", "int6"):
+        stored = facts["stored_cache_bytes_per_token"][kind]
+        table.add_row(f"  stored as {kind}, with scales", f"{stored:,}", "")
     console = Console()
     console.print(table)
     cache, hours = facts["cache_saving"], facts["published_gpu_hours_per_trillion_tokens"]
     console.print(
         f"Cache against the dense model: {cache['by_elements']:.1%} fewer elements; "
-        f"{cache['6-bit_against_bf16']:.1%} fewer bytes with 6 bits against bf16."
+        f"{cache['6-bit_against_bf16']:.1%} fewer bytes with 6 bits against bf16, "
+        f"{cache['int6_against_bf16']:.1%} as int6 with its scales."
     )
     console.print(
         f"Training FLOPs against the dense model: {facts['training_flops_saving']:.1%} fewer."

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from dsv2.checkpoint.hub import PulledModel
 
 Name = Annotated[str, typer.Argument(help="A release such as v2-lite-chat, or owner/model.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -24,36 +21,58 @@ def pull(
     ] = True,
 ) -> None:
     """Fetch a model; the same command resumes where it stopped."""
-    from dsv2.checkpoint.hub import PulledModel, repository_of
     from dsv2.checkpoint.hub import pull as fetch
+    from dsv2.checkpoint.hub import pull_verified, repository_of
 
-    folder = fetch(name, hub, revision)
     if check:
-        # The copy just fetched, not one of the same name from another hub or revision.
-        _compare(PulledModel(repository_of(name) or name, hub, revision or "", folder, 0))
+        folder = pull_verified(name, hub, revision)
+        typer.echo(f"{repository_of(name)}: all files are whole", err=True)
+    else:
+        folder = fetch(name, hub, revision)
     typer.echo(str(folder))
 
 
 def list_models(as_json: AsJson = False) -> None:
-    """List the models on this machine."""
-    from dsv2.checkpoint.hub import pocket_folder, pulled_models
+    """List the models on this machine, and the converted copies of them."""
+    from dsv2.checkpoint.converted import converted_copies
+    from dsv2.checkpoint.hub import pocket_folder, pulled_models, release_of
+    from dsv2.checkpoint.quantised import stored_scheme
 
-    rows = [("pocket", "shipped", str(pocket_folder()), _size(pocket_folder()))]
+    rows = [_row("pocket", "shipped", None, pocket_folder(), _size(pocket_folder()))]
     rows += [
-        (one.release or one.repository, one.hub, str(one.folder), one.size)
+        _row(
+            one.release or one.repository, one.hub, stored_scheme(one.folder), one.folder, one.size
+        )
         for one in pulled_models()
     ]
+    rows += [
+        _row(release_of(one.origin.name) or one.origin.name, "converted", one.scheme, one.folder,
+             one.size)
+        for one in converted_copies()
+    ]  # fmt: skip
     if as_json:
-        keys = ("model", "hub", "folder", "bytes")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows]))
+        typer.echo(json.dumps(rows))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("model", "from", "size")
-    for model, hub, _, size in rows:
-        table.add_row(model, hub, f"{size / 1e9:.2f} GB")
+    table = Table("model", "from", "format", "size")
+    for row in rows:
+        table.add_row(row["model"], row["hub"], row["format"], f"{row['bytes'] / 1e9:.2f} GB")
     Console().print(table)
+
+
+def _row(model: str, hub: str, scheme: str | None, folder: Path, size: int) -> dict[str, Any]:
+    return {
+        "model": model, "hub": hub, "format": scheme or _dtype(folder), "folder": str(folder),
+        "bytes": size,
+    }  # fmt: skip
+
+
+def _dtype(folder: Path) -> str:
+    """The dtype that a published configuration names."""
+    content = json.loads((folder / "config.json").read_text("utf-8"))
+    return str(content.get("torch_dtype") or content.get("dtype") or "as published")
 
 
 def show(
@@ -79,26 +98,36 @@ def rm(
     name: Name,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a pulled model."""
-    from dsv2.checkpoint.hub import find_pulled, remove
+    """Delete a pulled model and the converted copies of it; of a folder, only the copies."""
+    from dsv2.checkpoint.converted import converted_copies, remove_copy
+    from dsv2.checkpoint.hub import ModelNotFoundError, find_pulled, remove
 
-    model = find_pulled(name)
+    copies = list(converted_copies(name))
+    try:
+        model = find_pulled(name)
+    except ModelNotFoundError:
+        if not copies:
+            raise
+        model = None
+    sizes = {} if model is None else {f"{model.repository} from {model.hub}": model.size}
+    sizes |= {f"{one.origin.name} in {one.scheme}, {one.folder}": one.size for one in copies}
+    for what, size in sizes.items():
+        typer.echo(f"{what}: {size / 1e9:.2f} GB", err=True)
     if not yes:
-        typer.confirm(f"delete {model.repository} ({model.size / 1e9:.2f} GB)?", abort=True)
-    typer.echo(f"freed {remove(model) / 1e9:.2f} GB")
+        typer.confirm("delete all of this?" if len(sizes) > 1 else "delete this?", abort=True)
+    freed = 0 if model is None else remove(model)
+    for one in copies:
+        remove_copy(one)
+        freed += one.size
+    typer.echo(f"freed {freed / 1e9:.2f} GB")
 
 
 def verify(name: Name) -> None:
     """Compare a pulled model's files with the hub's checksums."""
-    from dsv2.checkpoint.hub import find_pulled
-
-    _compare(find_pulled(name))
-
-
-def _compare(model: PulledModel) -> None:
-    from dsv2.checkpoint.hub import HubError
+    from dsv2.checkpoint.hub import HubError, find_pulled
     from dsv2.checkpoint.hub import verify as compare
 
+    model = find_pulled(name)
     damaged = compare(model)
     if damaged:
         raise HubError(

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.console import Console
+
+from dsv2.cli.start import CacheDtype, CacheTokens, Dtype, HubName, Pull, Threads, plan_table, start
 
 
 def run(
@@ -28,15 +31,27 @@ def run(
     top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Dtype = "auto",
+    cache_dtype: CacheDtype = "auto",
+    cache_tokens: CacheTokens = None,
+    threads: Threads = None,
+    pull: Pull = True,
+    hub: HubName = "huggingface",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print timings on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Print the memory plan and timings on stderr.")
+    ] = False,
 ) -> None:
-    """Generate an answer to PROMPT."""
+    """Generate an answer to PROMPT; a published model is pulled and converted on the way."""
     model, prompt = _model_and_prompt(words or [])
-    from dsv2.engine.llm import LLM
     from dsv2.engine.request import SamplingParams
 
-    llm = LLM(model, device=device)
+    llm, prepared = start(
+        model, device=device, dtype=dtype, cache_dtype=cache_dtype, cache_tokens=cache_tokens,
+        max_sequences=1, threads=threads, pull=pull, hub=hub,
+    )  # fmt: skip
+    if verbose:
+        Console(stderr=True, highlight=False).print(plan_table(prepared.plan))
     params = SamplingParams(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed
     )
@@ -48,6 +63,8 @@ def run(
         facts = {
             "model": model,
             "runs": llm.description,
+            "plan": asdict(prepared.plan),
+            "done": list(prepared.done),
             "text": done.text,
             "finish_reason": done.finish_reason,
             "prompt_tokens": len(done.prompt_ids),

@@ -6,21 +6,19 @@ import time
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dsv2.checkpoint import load_model, load_packed, resolve
-from dsv2.checkpoint.quantised import stored_scheme
-from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
+from dsv2.checkpoint import resolve
 from dsv2.engine.blocks import BlockPool
-from dsv2.engine.cache import block_bytes
 from dsv2.engine.completion import Completion, Delta, Timings
-from dsv2.engine.draft_model import ModelDrafter, check_vocabularies
+from dsv2.engine.draft_model import ModelDrafter
 from dsv2.engine.engine import Engine, TokenOutput
+from dsv2.engine.loading import find_draft, load, pick_device, plan_folder, structures
 from dsv2.engine.output import OutputText
+from dsv2.engine.plan import MemoryPlan
 from dsv2.engine.request import (
     Limits,
     Request,
@@ -33,20 +31,11 @@ from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import TokenLogprobs
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.speculate import Drafter, NgramDrafter
-from dsv2.engine.structured import StructureCompiler
-from dsv2.kernels.executor import make_executor
-from dsv2.kernels.formats import SCHEMES
-from dsv2.model.config import ModelConfig
-from dsv2.model.packed import PackedModel
-from dsv2.model.transformer import Transformer
 from dsv2.shapes import BLOCK_SIZE
 from dsv2.tokenizer import ChatError, ChatFormat, Message, Tokenizer, chat_format
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Message | Mapping[str, Any]]
-
-CACHE_SHARE = 0.25
-"""Largest share of the free memory that the cache may take."""
 
 
 @dataclass
@@ -74,14 +63,17 @@ class LLM:
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
         dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8`` and
             ``int4``, to which a checkpoint is converted while it is read. ``auto`` is bfloat16 on
-            a GPU; on a CPU what is stored if that is quantised, else float32 where that takes less
-            than half of the free memory.
+            a GPU; on a CPU what is stored if that is quantised, else float32 for a small model and
+            the widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
         backend: of the model's ops; ``auto`` takes the fastest there is.
         threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
-            ``max_sequences`` of full length need, within a quarter of the free memory.
+            ``max_sequences`` of full length need, within the memory that the weights leave.
+        cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8``
+            and ``int6``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
+            float32, else bfloat16.
         prefix_cache: share the cache of equal beginnings.
         deterministic: never reuse the cache of generated tokens for a prompt, which was computed
             in another form: answers are then the same on a cache hit, to the last bit. False makes
@@ -90,9 +82,15 @@ class LLM:
             text, or from ``draft_model``.
         draft_model: a smaller model of the same vocabulary, as a folder or name like ``model``,
             with the same device, dtype and backend. It keeps a cache of as many tokens.
+        plan: of :func:`dsv2.engine.loading.prepare`, in place of ``dtype``,
+            ``cache_tokens`` and ``cache_dtype``.
+
+    Attributes:
+        plan: what lies in memory, and what to change for more.
 
     Raises:
         ModelNotFoundError, ModelLoadError: the model is not here, or damaged.
+        DoesNotFitError: the weights or the cache asked for do not fit into the free memory.
         ValueError: an argument is out of bounds.
     """
 
@@ -107,25 +105,29 @@ class LLM:
         max_sequences: int = 16,
         max_step_tokens: int = 2048,
         cache_tokens: int | None = None,
+        cache_dtype: str = "auto",
         prefix_cache: bool = True,
         deterministic: bool = True,
         speculate: int = 0,
         draft_model: str | Path | None = None,
+        plan: MemoryPlan | None = None,
     ) -> None:
+        if plan is not None and (dtype, cache_dtype, cache_tokens) != ("auto", "auto", None):
+            raise ValueError("plan stands for dtype, cache_dtype and cache_tokens; give it or them")
         self.folder = resolve(model)
-        self.device = _device(device)
+        self.device = pick_device(device)
         self.tokenizer = Tokenizer.from_folder(self.folder)
-        draft_folder = _draft_folder(draft_model, speculate, self.folder, self.tokenizer)
-        self.model = _load(self.folder, dtype, self.device, backend, threads)
+        draft_folder = find_draft(draft_model, speculate, self.folder, self.tokenizer)
+        self.plan = plan or plan_folder(
+            self.folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
+            cache_tokens=cache_tokens, max_sequences=max_sequences,
+            max_step_tokens=max_step_tokens,
+        )  # fmt: skip
+        self.model = load(self.folder, self.plan, self.device, backend, threads)
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
-        blocks = _num_blocks(
-            cache_tokens, max_sequences, self.config, self.model.cache_format, self.device
-        )
-        self.limits = Limits(
-            vocab_size=self.config.vocab_size,
-            max_context=min(self.config.max_position_embeddings, blocks * BLOCK_SIZE),
-        )
+        blocks = self.plan.cache_tokens // BLOCK_SIZE
+        self.limits = Limits(vocab_size=self.config.vocab_size, max_context=self.plan.context)
         step_tokens = max(max_step_tokens, max_sequences)
         scheduler = Scheduler(
             BlockPool(blocks),
@@ -137,12 +139,17 @@ class LLM:
         ends = [self.tokenizer.eos_id]
         drafter: Drafter | None = NgramDrafter(speculate) if speculate else None
         if draft_folder is not None:
-            draft = _load(draft_folder, dtype, self.device, backend, threads)
-            own = _num_blocks(
-                cache_tokens, max_sequences, draft.config, draft.cache_format, self.device
-            )
+            own = plan_folder(
+                draft_folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
+                cache_tokens=self.plan.cache_tokens, max_sequences=max_sequences,
+                max_step_tokens=max_step_tokens,
+            )  # fmt: skip
             drafter = ModelDrafter(
-                Runner(draft, own), BlockPool(own), ends, speculate, max_step_tokens=step_tokens
+                Runner(load(draft_folder, own, self.device, backend, threads), blocks),
+                BlockPool(blocks),
+                ends,
+                speculate,
+                max_step_tokens=step_tokens,
             )
         self.engine = Engine(
             Runner(self.model, blocks),
@@ -150,7 +157,7 @@ class LLM:
             self.limits,
             ends,
             drafter,
-            _structures(self.tokenizer, self.config.vocab_size),
+            structures(self.tokenizer, self.config.vocab_size),
         )
         self._answers: dict[str, _Answer] = {}
         self._count = 0
@@ -350,90 +357,3 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Any]:
         return [prompts]
     listed = list(prompts)
     return [listed] if listed and isinstance(listed[0], int) else listed
-
-
-def _device(name: str | torch.device) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is {name!r}, allowed are auto, cpu and cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(device)!r}, but torch sees no GPU; allowed here is cpu")
-    return device
-
-
-def _load(
-    folder: Path, dtype: str, device: torch.device, backend: str, threads: int | None
-) -> Transformer | PackedModel:
-    """The model in the requested format, packed where the backend runs whole layers."""
-    allowed = ("auto", *NAMED_DTYPES, *SCHEMES)
-    if dtype not in allowed:
-        raise ValueError(f"dtype is {dtype!r}, allowed are {', '.join(allowed)}")
-    packed = backend == "cpu" or (device.type == "cpu" and backend == "auto")
-    stored = stored_scheme(folder)
-    if packed:
-        weights = (stored or _fitting(folder)) if dtype == "auto" else dtype
-        return load_packed(folder, make_executor(backend, device.type, threads), weights=weights)
-    if stored is not None or dtype in SCHEMES:
-        raise ValueError(
-            f"weights in {stored or dtype} need backend 'cpu' on device cpu, "
-            f"got {backend!r} on {device}"
-        )
-    kind: torch.dtype | str = torch.bfloat16 if device.type == "cuda" else _fitting(folder)
-    return load_model(
-        folder, dtype=kind if dtype == "auto" else dtype, device=device, backend=backend
-    )
-
-
-def _draft_folder(
-    draft_model: str | Path | None, speculate: int, folder: Path, tokenizer: Tokenizer
-) -> Path | None:
-    """The draft model's folder, once it is clear that its tokens are the model's."""
-    if draft_model is None:
-        return None
-    if not speculate:
-        raise ValueError("draft_model is given with speculate 0; allowed are 1 to 64 guesses")
-    draft = resolve(draft_model)
-    check_vocabularies(tokenizer, Tokenizer.from_folder(draft))
-    sizes = [ModelConfig.from_file(one / "config.json").vocab_size for one in (draft, folder)]
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            f"vocab_size of draft_model is {sizes[0]}, of model {sizes[1]}; allowed are equal ones"
-        )
-    return draft
-
-
-def _fitting(folder: Path) -> str:
-    """float32 where that takes less than half of the free memory, else bfloat16."""
-    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    return "float32" if 2 * stored < available_bytes() / 2 else "bfloat16"
-
-
-def _structures(tokenizer: Tokenizer, vocab_size: int) -> StructureCompiler | None:
-    """The compiler where llguidance is installed; without it the engine refuses structures."""
-    if find_spec("llguidance") is None:
-        return None
-    text = tokenizer.files()["tokenizer.json"].decode("utf-8")
-    return StructureCompiler(text, vocab_size, tokenizer.eos_id)
-
-
-def _num_blocks(
-    cache_tokens: int | None, sequences: int, config: Any, cache_format: str, device: torch.device
-) -> int:
-    if cache_tokens is not None:
-        if cache_tokens < BLOCK_SIZE:
-            raise ValueError(f"cache_tokens is {cache_tokens}, allowed is at least {BLOCK_SIZE}")
-        return -(-cache_tokens // BLOCK_SIZE)
-    wanted = sequences * -(-config.max_position_embeddings // BLOCK_SIZE)
-    room = int(CACHE_SHARE * _free_bytes(device)) // block_bytes(config, cache_format)
-    if room < 1:
-        raise ValueError("the free memory does not hold one block of cache; give cache_tokens")
-    return min(wanted, room)
-
-
-def _free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return available_bytes()

@@ -1,0 +1,199 @@
+"""Copies of checkpoints in 8 or 4 bits that are made once and kept beside other data of dsv2.
+
+A copy lies in ``quantised/OWNER--MODEL/REVISION/SCHEME`` of :func:`dsv2.checkpoint.hub.data_home`.
+What has no revision, such as a local folder, goes by a hash of its path and of the sizes and times
+of its files instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv2.checkpoint.hub import CHECKSUMS, data_home, pocket_folder, pulled_models, repository_of
+from dsv2.checkpoint.quantised import quantise_checkpoint, stored_bytes, stored_scheme
+from dsv2.checkpoint.safetensors import ModelLoadError
+from dsv2.kernels.executor import Executor
+from dsv2.model.config import ModelConfig
+
+ORIGIN = "origin.json"
+"""The file of a copy that says what it is a copy of."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a copy was made from.
+
+    Attributes:
+        name: ``owner/model``, ``pocket``, or the path of a local folder.
+        version: the revision, or a hash of path, sizes and times.
+    """
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class ConvertedCopy:
+    """A checkpoint that was converted and kept.
+
+    Attributes:
+        origin: what it was made from.
+        scheme: ``int8`` or ``int4``.
+        folder: where it is.
+        size: bytes of its files.
+    """
+
+    origin: Origin
+    scheme: str
+    folder: Path
+    size: int
+
+
+def _root() -> Path:
+    return data_home() / "quantised"
+
+
+def origin_of(folder: Path) -> Origin:
+    """What a folder holds: a pulled model by its revision, anything else by its files."""
+    own = folder.resolve()
+    if own == pocket_folder().resolve():
+        return Origin("pocket", _fingerprint(own))
+    for model in pulled_models():
+        if model.folder.resolve() == own:
+            return Origin(model.repository, model.revision or _fingerprint(own))
+    return Origin(str(own), _fingerprint(own))
+
+
+def _fingerprint(folder: Path) -> str:
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors") and path.name != CHECKSUMS:
+            found = path.stat()
+            files.append((path.name, found.st_size, found.st_mtime_ns))
+    return hashlib.sha256(json.dumps([str(folder), files]).encode()).hexdigest()[:40]
+
+
+def copy_folder(origin: Origin, scheme: str) -> Path:
+    """Where the copy of ``origin`` in ``scheme`` lies or would lie."""
+    name = origin.name
+    if Path(name).is_absolute():
+        name = f"local/{Path(name).name}"
+    return _root() / name.replace("/", "--") / origin.version / scheme
+
+
+def converted_copies(name: str | None = None) -> Iterator[ConvertedCopy]:
+    """Every copy, or those made from ``name``: a release, ``owner/model``, ``pocket``, a folder."""
+    names = None if name is None else {name, repository_of(name), str(Path(name).resolve())}
+    for path in sorted(_root().glob(f"*/*/*/{ORIGIN}")):
+        if ".tmp-" in path.parent.name:
+            continue  # being written, or left by a process that was killed
+        origin = Origin(**json.loads(path.read_text("utf-8")))
+        if names is None or origin.name in names:
+            size = sum(file.stat().st_size for file in path.parent.iterdir())
+            yield ConvertedCopy(origin, path.parent.name, path.parent, size)
+
+
+def convert_once(
+    folder: Path,
+    scheme: str,
+    executor: Callable[[], Executor],
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    on_wait: Callable[[], None] | None = None,
+) -> tuple[ConvertedCopy, bool]:
+    """The copy of ``folder`` in ``scheme``, made now unless it is there.
+
+    Of two processes one converts and the other waits for it.
+
+    Args:
+        folder: a checkpoint in the published layout.
+        scheme: ``int8`` or ``int4``.
+        executor: makes what quantises; only called to convert.
+        progress: called with the files written and their number, from 0 on.
+        on_wait: called when another process is converting.
+
+    Returns:
+        The copy, and whether it was made now.
+
+    Raises:
+        ModelLoadError: the source is damaged or quantised already, or the disk is too full.
+    """
+    origin = origin_of(folder)
+    target = copy_folder(origin, scheme)
+    made = False
+    if not (target / ORIGIN).is_file():
+        with _locked(target, on_wait):
+            if not (target / ORIGIN).is_file():
+                _convert(folder, origin, target, scheme, executor, progress)
+                made = True
+    size = sum(file.stat().st_size for file in target.iterdir())
+    return ConvertedCopy(origin, scheme, target, size), made
+
+
+def _convert(
+    folder: Path, origin: Origin, target: Path, scheme: str, executor: Callable[[], Executor],
+    progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    if stored_scheme(folder) is not None:
+        raise ModelLoadError(f"{folder}: is quantised already; there is nothing to convert")
+    for left in target.parent.glob(f"{target.name}.tmp-*"):
+        shutil.rmtree(left)  # of a process that was killed: whoever writes holds the lock
+    config = ModelConfig.from_file(folder / "config.json")
+    beside = sum(path.stat().st_size for path in folder.glob("*.json"))
+    needed, free = stored_bytes(config, scheme) + beside, free_disk(target.parent)
+    if needed > free:
+        raise ModelLoadError(
+            f"the copy of {origin.name} in {scheme} takes {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free in {target.parent}; make room, or set DSV2_HOME to a "
+            "folder on a larger disk"
+        )
+    if progress is not None:
+        progress(0, config.num_hidden_layers + 1)
+    told = json.dumps({"name": origin.name, "version": origin.version})
+    quantise_checkpoint(folder, target, scheme, executor(), progress, {ORIGIN: told + "\n"})
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that may be written to the disk of ``folder``."""
+    return shutil.disk_usage(folder).free
+
+
+@contextmanager
+def _locked(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold the lock of a copy; the system lets go of it when the process ends, however it ends."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with (target.parent / f"{target.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove_copy(copy: ConvertedCopy) -> None:
+    """Delete a copy; it disappears at once, and those who have its files open can read on."""
+    with _locked(copy.folder):
+        gone = copy.folder.with_name(f"{copy.scheme}.tmp-{uuid.uuid4().hex[:8]}")
+        copy.folder.rename(gone)
+        shutil.rmtree(gone)
+
+
+__all__ = [
+    "ConvertedCopy",
+    "Origin",
+    "convert_once",
+    "converted_copies",
+    "copy_folder",
+    "origin_of",
+    "remove_copy",
+]

@@ -1,0 +1,103 @@
+"""What ``dsv2 run`` and ``dsv2 chat`` share: a model ready to answer, and what had to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from dsv2.engine.llm import LLM
+    from dsv2.engine.loading import Prepared
+    from dsv2.engine.plan import MemoryPlan
+
+Dtype = Annotated[
+    str,
+    typer.Option(help="Of the weights: float32, bfloat16, int8, int4; auto: the widest that fits."),
+]
+CacheDtype = Annotated[
+    str, typer.Option(help="Of the latent cache: float32, bfloat16, int8, int6; auto: as weights.")
+]
+CacheTokens = Annotated[
+    int | None, typer.Option(help="Tokens of cache, and so of context; default: what fits.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
+Pull = Annotated[
+    bool, typer.Option("--pull/--no-pull", help="Fetch a model that is not on this machine.")
+]
+HubName = Annotated[str, typer.Option("--hub", help="huggingface or modelscope.")]
+
+
+class _Report(Protocol):
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def start(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    cache_dtype: str,
+    cache_tokens: int | None,
+    max_sequences: int,
+    threads: int | None,
+    pull: bool,
+    hub: str,
+) -> tuple[LLM, Prepared]:
+    """Pull and convert what is needed, saying so on standard error, and load the model."""
+    from dsv2.engine.llm import LLM
+    from dsv2.engine.loading import prepare
+
+    console = Console(stderr=True, highlight=False)
+    with _conversion_bar(console) as report:
+        prepared = prepare(
+            model, device=device, dtype=dtype, cache_dtype=cache_dtype, cache_tokens=cache_tokens,
+            max_sequences=max_sequences, threads=threads, pull=pull, hub=hub,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True), progress=report,
+        )  # fmt: skip
+    llm = LLM(
+        prepared.folder, device=device, threads=threads, max_sequences=max_sequences,
+        plan=prepared.plan,
+    )  # fmt: skip
+    return llm, prepared
+
+
+@contextmanager
+def _conversion_bar(console: Console) -> Iterator[_Report]:
+    """A progress bar that appears with the first report."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    task = bar.add_task("converting", total=None)
+
+    def report(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if bar.live.is_started:  # a bar that was never shown would end with an empty line
+            bar.stop()
+
+
+def plan_table(plan: MemoryPlan) -> Table:
+    """A plan for people."""
+    from dsv2.engine.plan import size_text
+
+    table = Table("memory", "size", "", title=f"{size_text(plan.free_bytes)} free")
+    table.columns[1].justify = "right"
+    table.add_row("weights", size_text(plan.weight_bytes), plan.weights)
+    table.add_row("scratch", size_text(plan.scratch_bytes), "for loading and for a step")
+    table.add_row(
+        "cache", size_text(plan.cache_bytes),
+        f"{plan.cache_tokens:,} tokens of {plan.token_bytes:,} bytes, {plan.cache}",
+    )  # fmt: skip
+    table.add_row("context", "", f"{plan.context:,} of {plan.model_context:,} tokens")
+    for line in plan.advice:
+        table.add_row("for more", "", line)
+    return table
