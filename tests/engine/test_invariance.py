@@ -32,8 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("wide"), **WIDE)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16", "int8", "int4"])
+FORMATS = ["float32", "bfloat16", "int8", "int4", "float32 with int6", "int4 with int8"]
+
+
+@pytest.fixture(scope="module", params=FORMATS)
 def dtype(request: pytest.FixtureRequest) -> str:
+    """Of the weights, and where it says so of the cache."""
     return str(request.param)
 
 
@@ -44,7 +48,8 @@ def alone(folder: Path, dtype: str) -> list[Completion]:
 
 
 def make(folder: Path, dtype: str, **options: Any) -> LLM:
-    return LLM(folder, device="cpu", dtype=dtype, **options)
+    weights, _, cache = dtype.partition(" with ")
+    return LLM(folder, device="cpu", dtype=weights, cache_dtype=cache or "auto", **options)
 
 
 def same(found: list[Completion], expected: list[Completion]) -> None:
