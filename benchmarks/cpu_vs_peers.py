@@ -41,16 +41,21 @@ CSV = ROOT / "benchmarks" / "results" / "cpu_vs_peers.csv"
 IMAGE = ROOT / "docs" / "img" / "cpu_vs_peers.png"
 
 
+def _place(text: str) -> Path:
+    """Absolute, since programs run elsewhere; links stay, since an environment is one."""
+    return Path(text).absolute()
+
+
 def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(
         prog="python -m benchmarks.cpu_vs_peers", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    own.add_argument("--files", type=Path, required=True, help="folder for weights")
-    own.add_argument("--llama-cpp", type=Path, help="folder of llama.cpp's programs")
-    own.add_argument("--ik-llama-cpp", type=Path, help="folder of ik_llama.cpp's programs")
-    own.add_argument("--transformers", type=Path, help="interpreter that has transformers")
-    own.add_argument("--vllm", type=Path, help="interpreter that has vLLM for CPUs")
+    own.add_argument("--files", type=_place, required=True, help="folder for weights")
+    own.add_argument("--llama-cpp", type=_place, help="folder of llama.cpp's programs")
+    own.add_argument("--ik-llama-cpp", type=_place, help="folder of ik_llama.cpp's programs")
+    own.add_argument("--transformers", type=_place, help="interpreter that has transformers")
+    own.add_argument("--vllm", type=_place, help="interpreter that has vLLM for CPUs")
     own.add_argument("--rows", help="comma-separated keys, or what stands before their '-'")
     own.add_argument("--rounds", type=int, default=5)
     own.add_argument("--threads", type=int, default=available_threads())

@@ -4,9 +4,10 @@
 
 The text is Python's standard library: the files that the recipe held out. Every format rounds the
 same tensors and leaves the same alone; the model then computes in fp32, so that only the weights
-differ. The lines "as run" are our formats on the C++ kernels, which also round activations to 8
-bits and cache in bf16. Below, the relative RMSE of each kind of tensor and of normal numbers.
-Results go to benchmarks/results/quantisation_accuracy.csv, every tensor on its own.
+differ. Bits per byte may fall by rounding, if by chance, so the divergence (KL) from the model as
+stored is measured too. The lines "as run" are our formats on the C++ kernels, which also round
+activations to 8 bits and cache in bf16. Below, the relative RMSE of each kind of tensor and of
+normal numbers. Results go to benchmarks/results/quantisation_accuracy.csv, every tensor on its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import csv
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, takewhile
 from pathlib import Path
@@ -43,7 +44,7 @@ from dsv2.tokenizer import Tokenizer
 CSV = ROOT / "benchmarks" / "results" / "quantisation_accuracy.csv"
 PEERS = {"int8": "Q8_0", "int4": "Q4_0"}
 """Each of our formats and the one it is held against."""
-STORED = "bfloat16"
+STORED, RUN = "bfloat16", ", as run"
 COLUMNS = ("figure", "of", "weights", "value", "standard_error")
 _LAYER = re.compile(r"layers\.\d+\.")
 
@@ -81,7 +82,7 @@ def formats(executor: CpuExecutor) -> dict[str, Round]:
     return {"int8": ours("int8"), "Q8_0": q8_0, "int4": ours("int4"), "Q4_0": q4_0}
 
 
-def _scheme(name: str) -> str:
+def scheme_of(name: str) -> str:
     """Ours of the same width: it says which tensors are rounded."""
     return next(own for own, peer in PEERS.items() if name in (own, peer))
 
@@ -115,10 +116,13 @@ class Score:
     Attributes:
         nats: of each window of the text.
         text_bytes: of the whole.
+        divergence: of each window, in nats: KL from the model as stored, summed over tokens. It
+            tells formats apart on far less text than the bits do, which rounding may also lower.
     """
 
     nats: tuple[float, ...]
     text_bytes: int
+    divergence: tuple[float, ...]
 
     @property
     def bits_per_byte(self) -> float:
@@ -130,22 +134,34 @@ class Score:
 
         The windows are taken for independent draws of text of this kind.
         """
-        off = torch.tensor(self.nats, dtype=torch.float64) - torch.tensor(
-            other.nats, dtype=torch.float64
-        )
+        return self._more(self.nats, other.nats)
+
+    def farther(self, other: Score) -> tuple[float, float]:
+        """Divergence more than ``other``'s in bits per byte, and its standard error."""
+        return self._more(self.divergence, other.divergence)
+
+    def _more(self, one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+        off = torch.tensor(one, dtype=torch.float64) - torch.tensor(other, dtype=torch.float64)
         unit = 1 / math.log(2) / self.text_bytes
-        return float(off.sum()) * unit, float(off.std()) * len(self.nats) ** 0.5 * unit
+        return float(off.sum()) * unit, float(off.std()) * len(one) ** 0.5 * unit
 
 
 @torch.inference_mode()
-def score(compute: Compute, texts: Sequence[str], window: int) -> Score:
-    """Of a model on ``texts``, cut as the recipe cuts them."""
+def score(models: Mapping[str, Compute], texts: Sequence[str], window: int) -> dict[str, Score]:
+    """Every model on ``texts``, cut as the recipe cuts them; the first is as stored."""
     tokenizer = Tokenizer.from_folder(pocket_folder())
-    nats = tuple(
-        float(F.cross_entropy(compute(tokens), targets, reduction="sum"))
-        for tokens, targets in windows(tokenizer, texts, window)
-    )
-    return Score(nats, sum(len(text.encode()) for text in texts))
+    nats: dict[str, list[float]] = {name: [] for name in models}
+    divergence: dict[str, list[float]] = {name: [] for name in models}
+    for tokens, targets in windows(tokenizer, texts, window):
+        stored: Tensor | None = None
+        for name, compute in models.items():
+            logs = compute(tokens).log_softmax(-1)
+            stored = logs if stored is None else stored
+            nats[name].append(float(F.nll_loss(logs, targets, reduction="sum")))
+            off = F.kl_div(logs, stored, reduction="sum", log_target=True)
+            divergence[name].append(float(off))
+    size = sum(len(text.encode()) for text in texts)
+    return {name: Score(tuple(nats[name]), size, tuple(divergence[name])) for name in models}
 
 
 @torch.inference_mode()
@@ -178,32 +194,37 @@ def errors(executor: CpuExecutor) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     normal = torch.randn(1024, 2048, generator=torch.Generator().manual_seed(0))
     for name, rounded in formats(executor).items():
-        scheme = _scheme(name)
+        scheme = scheme_of(name)
         for tensor, weight in {"normal": normal, **quantised_tensors(scheme)}.items():
             found.setdefault(tensor, {})[name] = relative_rmse(weight, rounded(weight))
     return found
 
 
-def scores(executor: CpuExecutor, texts: Sequence[str], window: int) -> dict[str, Score]:
-    """By format, ``bfloat16`` as stored first."""
-    found = {STORED: score(rounded_model(None, "int8"), texts, window)}
-    for name, rounded in formats(executor).items():
-        found[name] = score(rounded_model(rounded, _scheme(name)), texts, window)
-    for scheme in PEERS:
-        found[f"{scheme}, as run"] = score(packed_model(scheme, executor), texts, window)
-    return found
+def rounded_models(executor: CpuExecutor) -> dict[str, Compute]:
+    """Pocket in every format by name, as stored first."""
+    rounded = {name: rounded_model(own, scheme_of(name)) for name, own in formats(executor).items()}
+    return {STORED: rounded_model(None, "int8"), **rounded}
 
 
 def show(found: dict[str, Score], wrong: dict[str, dict[str, float]]) -> None:
     """Print both tables."""
-    console = Console(width=100)
+    console = Console(width=120)
     stored = found[STORED]
-    bits = Table("weights", "bits per byte", f"more than {STORED}", "more than the peer's format")
+    bits = Table(
+        "", "bits per byte", f"above {STORED}", "above the peer", "KL", "KL above the peer"
+    )
     for name, one in found.items():
-        peer = PEERS.get(name.removesuffix(", as run"))
-        held = "" if peer is None else _difference(one, found[peer])
-        bits.add_row(name, f"{one.bits_per_byte:.5f}", _difference(one, stored), held)
-    console.print(f"pocket on {stored.text_bytes:,} bytes of held-out Python; +- standard errors")
+        peer = PEERS.get(name.removesuffix(RUN))
+        held = ("", "")
+        if peer is not None:
+            held = (_difference(*one.above(found[peer])), _difference(*one.farther(found[peer])))
+        more = _difference(*one.above(stored))
+        apart, _ = one.farther(stored)
+        bits.add_row(name, f"{one.bits_per_byte:.5f}", more, held[0], f"{apart:.5f}", held[1])
+    console.print(
+        f"pocket on {stored.text_bytes:,} bytes of held-out Python; +- standard errors; KL from "
+        "the model as stored, in bits per byte"
+    )
     console.print(bits)
     names = [name for pair in PEERS.items() for name in pair]
     kinds = Table("tensor", *names, title="relative RMSE, mean over layers")
@@ -216,8 +237,7 @@ def show(found: dict[str, Score], wrong: dict[str, dict[str, float]]) -> None:
     console.print(kinds)
 
 
-def _difference(one: Score, other: Score) -> str:
-    more, error = one.above(other)
+def _difference(more: float, error: float) -> str:
     return f"{more:+.5f} +- {error:.5f}"
 
 
@@ -230,11 +250,12 @@ def write_csv(
     for name, one in found.items():
         text = f"held-out Python, {one.text_bytes} bytes"
         lines.append(("bits per byte", text, name, one.bits_per_byte, ""))
-        peer = PEERS.get(name.removesuffix(", as run"))
+        peer = PEERS.get(name.removesuffix(RUN))
         for other in (STORED, peer):
             if other is not None and other != name:
-                more, error = one.above(found[other])
-                lines.append((f"bits per byte above {other}", text, name, more, error))
+                bits, divergence = one.above(found[other]), one.farther(found[other])
+                lines.append((f"bits per byte above {other}", text, name, *bits))
+                lines.append((f"KL in bits per byte above {other}", text, name, *divergence))
     for tensor, by_format in wrong.items():
         lines += [("relative RMSE", tensor, name, value, "") for name, value in by_format.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -251,7 +272,7 @@ def main(words: Sequence[str] | None = None) -> None:
         prog="python -m benchmarks.quantisation_accuracy", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--characters", type=int, default=400_000, help="of text")
+    parser.add_argument("--characters", type=int, default=200_000, help="of text")
     parser.add_argument("--csv", type=Path, default=CSV)
     parser.add_argument("--threads", type=int, default=available_threads())
     options = parser.parse_args(words)
@@ -260,7 +281,9 @@ def main(words: Sequence[str] | None = None) -> None:
     executor = CpuExecutor(options.threads)
     texts = held_out_code(options.characters)
     window = load_model("pocket").config.max_position_embeddings
-    found, wrong = scores(executor, texts, window), errors(executor)
+    models = rounded_models(executor)
+    models |= {scheme + RUN: packed_model(scheme, executor) for scheme in PEERS}
+    found, wrong = score(models, texts, window), errors(executor)
     show(found, wrong)
     write_csv(options.csv, machine, found, wrong)
 

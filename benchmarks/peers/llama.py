@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ class Dialect:
 LLAMA_CPP = Dialect((), (), ("--no-warmup",), depth=True)
 IK_LLAMA_CPP = Dialect(
     ("-fa", "1", "-mla", "3", "-fmoe", "1", "-rtr", "1"),
-    ("-fa", "on", "-mla", "3", "-fmoe", "-rtr"),
+    ("-fa", "on", "-mla", "3", "-rtr"),
     ("-w", "0"),
     depth=False,
 )
@@ -144,7 +145,10 @@ class Llama:
                 "-c", str(most), "-npp", str(depth), "-ntg", str(tokens),
                 "-npl", _list(row.sequences for row in own),
             ]  # fmt: skip
-            speeds = batch_speeds(run(command).output)
+            # One build prints its table, the other logs it, and leaves a file where it runs.
+            with tempfile.TemporaryDirectory() as folder:
+                ran = run(command, folder=Path(folder))
+            speeds = batch_speeds(ran.output + ran.errors)
             for row in own:
                 speed = speeds.get(row.sequences)
                 said = f"llama-batched-bench reports {sorted(speeds)} sequences"

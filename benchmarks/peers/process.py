@@ -26,12 +26,14 @@ class Ran:
 
     Attributes:
         output: what it wrote to its standard output.
+        errors: what it wrote to its standard error.
         seconds: from its start to its end.
         first: seconds to the first byte of its output.
         resident: most bytes of memory it held, mapped files included, looked up 50 times a second.
     """
 
     output: str
+    errors: str
     seconds: float
     first: float
     resident: int
@@ -71,11 +73,12 @@ def run(
         code = process.wait()
         seconds = time.perf_counter() - start
         memory.join()
+        errors.seek(0)
+        log = errors.read().decode(errors="replace")
         if code:
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+            said = log.strip().splitlines() or ["no message"]
             raise PeerError(f"{Path(words[0]).name} ended with {code}: {said[-1][:200]}")
-    return Ran(output, seconds, first, memory.most)
+    return Ran(output, log, seconds, first, memory.most)
 
 
 class _Memory(threading.Thread):

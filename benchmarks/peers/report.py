@@ -193,7 +193,7 @@ def draw(path: Path, lines: Sequence[Line], machine: Machine) -> None:
         assert line.best is not None and line.own.median is not None
         theirs = line.peers[line.best].median
         note = f"{ratio:.2f}x   {line.own.median:,.3g} / {theirs:,.3g} {line.row.unit} {line.best}"
-        axes.text(ratio, place, f" {note}", va="center", fontsize=8)
+        axes.text(max(ratio, 1), place, f" {note}", va="center", fontsize=8)
     axes.set_xlabel("dsv2 over the best peer; right of the line dsv2 is better")
     axes.set_title(
         f"DeepSeek-V2-Lite's shape on {machine.machine}, {machine.threads} threads, {machine.date}",
