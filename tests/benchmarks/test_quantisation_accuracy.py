@@ -38,6 +38,7 @@ def test_our_formats_cost_no_more_than_the_peers() -> None:
     for own, peer in PEERS.items():
         for more, error in (kept[own].above(kept[peer]), kept[own].farther(kept[peer])):
             assert more <= 2 * error, (own, peer, more, error)
+    assert kept["int4"].farther(kept["Q4_0"])[0] < 0
     assert abs(kept["int8"].above(kept[STORED])[0]) < 0.002
     assert kept["int4"].above(kept[STORED])[0] < 0.03
 
