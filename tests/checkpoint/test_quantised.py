@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from dsv2 import LLM, SamplingParams
@@ -17,13 +18,16 @@ from dsv2.checkpoint.quantised import (
     quantise_checkpoint,
     stored_bytes,
     stored_scheme,
+    stored_shapes,
 )
+from dsv2.checkpoint.synthetic import synthetic_checkpoint, synthetic_weights
 from dsv2.checkpoint.weights import INDEX, PublishedFiles, parameter_shapes
 from dsv2.cli.main import app
 from dsv2.kernels.cpu import CpuExecutor
-from dsv2.kernels.formats import QuantTensor, dequantise
+from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
 from dsv2.model.config import ConfigError, ModelConfig
 from tests.models import save_tiny
+from tests.tiny import tiny_config
 
 WIDE = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
         "kv_lora_rank": 64, "v_head_dim": 16}  # fmt: skip
@@ -147,3 +151,26 @@ def test_an_interrupted_conversion_leaves_nothing(published: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         quantise_checkpoint(published, tmp_path / "x", "int4", CpuExecutor(1), stop)
     assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_as_a_checkpoint(tmp_path: Path) -> None:
+    """What is read back is what the same seed draws."""
+    config = tiny_config(hidden_size=64, moe_intermediate_size=64)
+    target = tmp_path / "random"
+    synthetic_checkpoint(target, config, "int4", {"note.txt": b"beside"}, seed=3)
+    assert (target / "note.txt").read_bytes() == b"beside"
+    files = QuantisedFiles(target, config, str(stored_scheme(target)))
+    drawn = synthetic_weights(config, "int4", 3)
+    # What belongs to no layer comes first, here as there.
+    names = sorted(stored_shapes(config, SCHEMES["int4"]), key=lambda name: "layers." in name)
+    kinds = set()
+    for name in names:
+        one, other = files.fetch(name), drawn(name)
+        kinds.add(type(one))
+        assert torch.equal(dequantise(one), dequantise(other))
+    assert kinds == {Tensor, QuantTensor}
+    with pytest.raises(FileExistsError):
+        synthetic_checkpoint(target, config, "int4", {})
+    with pytest.raises(ValueError, match="scheme 'int3' is unknown"):
+        synthetic_checkpoint(tmp_path / "none", config, "int3", {})
+    assert not (tmp_path / "none").exists()

@@ -9,28 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.quantisation_accuracy import q4_0, q8_0
 from dsv2.checkpoint import load_model
 from dsv2.kernels import formats
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import CODEBOOK, SCHEMES, dequantise, quantise, relative_rmse, stack
-
-
-def q4_0(weight: Tensor) -> Tensor:
-    """Blocks of 32, an fp16 scale that maps the extreme to -8: 4.5 bits."""
-    block = weight.unflatten(-1, (-1, 32))
-    extreme = block.gather(-1, block.abs().argmax(-1, keepdim=True))
-    scale = extreme / -8
-    codes = (block / scale.where(scale != 0, 1)).round().clamp(-8, 7)
-    return (codes * scale.half().float()).flatten(-2)
-
-
-def q8_0(weight: Tensor) -> Tensor:
-    """Blocks of 32, an fp16 scale that maps the largest magnitude to 127: 8.5 bits."""
-    block = weight.unflatten(-1, (-1, 32))
-    scale = block.abs().amax(-1, keepdim=True) / 127
-    codes = (block / scale.where(scale != 0, 1)).round()
-    return (codes * scale.half().float()).flatten(-2)
-
 
 PEERS = {"int4": q4_0, "int8": q8_0}
 

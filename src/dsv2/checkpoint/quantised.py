@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -234,12 +235,11 @@ def quantise_checkpoint(
     fresh = target.with_name(f"{target.name}.tmp-{uuid.uuid4().hex[:8]}")
     fresh.mkdir()
     try:
-        _write_shards(config, source.fetch, quantiser, scheme, fresh, progress)
         published = json.loads((folder / "config.json").read_text("utf-8"))
-        published["quantization_config"] = {
-            "quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme,
-        }  # fmt: skip
-        (fresh / "config.json").write_text(json.dumps(published, indent=2) + "\n", "utf-8")
+        write_quantised(
+            fresh, config, scheme, lambda name: quantiser.parameter(name, source.fetch(name)),
+            published, progress,
+        )  # fmt: skip
         for path in sorted(folder.iterdir()):
             if path.suffix in _COPIED and path.name not in ("config.json", INDEX):
                 shutil.copyfile(path, fresh / path.name)
@@ -252,11 +252,20 @@ def quantise_checkpoint(
     return quantiser.report
 
 
-def _write_shards(
-    config: ModelConfig, fetch: Callable[[str], Weight], quantiser: Quantiser, scheme: str,
-    folder: Path, progress: Callable[[int, int], None] | None,
+def write_quantised(
+    folder: Path, config: ModelConfig, scheme: str, fetch: Callable[[str], Weight],
+    published: Mapping[str, Any], progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
-    """One file per layer and one for the rest, with an index."""
+    """Write weights and ``config.json``: one file per layer and one for the rest, with an index.
+
+    Args:
+        folder: exists, and holds no checkpoint yet.
+        config: the shape.
+        scheme: ``int8`` or ``int4``.
+        fetch: gives each parameter as it is to be stored, whole stacks of experts at once.
+        published: the content of ``config.json`` without what is said here about the scheme.
+        progress: called with the shards written and their number.
+    """
     shapes = stored_shapes(config, scheme_of(scheme))
     groups: dict[str, list[str]] = {}
     for name in shapes:
@@ -269,10 +278,7 @@ def _write_shards(
         entries: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         ready: list[Tensor] = []
         for name in names:
-            weight = fetch(name)
-            assert isinstance(weight, Tensor)
-            done = quantiser.parameter(name, weight)
-            del weight
+            done = fetch(name)
             parts = list(shapes[name])
             tensors = [done] if isinstance(done, Tensor) else [getattr(done, p) for p in _PARTS]
             for part, tensor in zip(parts, tensors, strict=True):
@@ -285,6 +291,9 @@ def _write_shards(
             progress(number, len(groups))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    quantised = {"quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme}
+    content = {**published, "quantization_config": quantised}
+    (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def stored_bytes(config: ModelConfig, weights: str) -> int:
@@ -307,4 +316,5 @@ __all__ = [
     "quantise_checkpoint",
     "stored_bytes",
     "stored_scheme",
+    "write_quantised",
 ]

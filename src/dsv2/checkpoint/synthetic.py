@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 
 from dsv2.checkpoint.packed import cache_format_for
-from dsv2.checkpoint.quantised import is_quantised
+from dsv2.checkpoint.quantised import is_quantised, write_quantised
 from dsv2.checkpoint.weights import NAMED_DTYPES, parameter_shapes
 from dsv2.kernels.executor import Executor
-from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight
+from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight, scheme_of
 from dsv2.model.config import ModelConfig
-from dsv2.model.packed import PackedModel
+from dsv2.model.packed import Fetch, PackedModel
 
 
 def synthetic_model(
@@ -29,6 +32,42 @@ def synthetic_model(
     Raises:
         ValueError: the format is unknown.
     """
+    fetch = synthetic_weights(config, weights, seed)
+    kind = cache_format_for(weights, cache_format)
+    return PackedModel(config, executor, fetch, weights=weights, cache_format=kind)
+
+
+def synthetic_checkpoint(
+    folder: Path, config: ModelConfig, scheme: str, files: Mapping[str, bytes], *, seed: int = 0
+) -> None:
+    """The same weights as a quantised checkpoint on disk, one layer in memory at a time.
+
+    Args:
+        folder: must not exist.
+        config: the shape.
+        scheme: ``int8`` or ``int4``.
+        files: what belongs beside the weights, a tokenizer for one, by name.
+        seed: of the numbers.
+
+    Raises:
+        ValueError: the scheme is unknown.
+        FileExistsError: the folder exists.
+    """
+    scheme_of(scheme)
+    folder.mkdir(parents=True)
+    write_quantised(
+        folder, config, scheme, synthetic_weights(config, scheme, seed), config.to_published()
+    )
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+
+
+def synthetic_weights(config: ModelConfig, weights: str, seed: int) -> Fetch:
+    """Random parameters of a shape by name, drawn in the order in which they are asked for.
+
+    Raises:
+        ValueError: the format is unknown.
+    """
     if weights not in SCHEMES and weights not in NAMED_DTYPES:
         allowed = ", ".join(("float32", "bfloat16", *SCHEMES))
         raise ValueError(f"weights {weights!r}, allowed are {allowed}")
@@ -37,15 +76,16 @@ def synthetic_model(
 
     def fetch(name: str) -> Weight:
         shape = shapes[name]
+        quantised = weights in SCHEMES
+        # What a scheme leaves alone is stored, and comes, in bfloat16.
+        rest = "bfloat16" if quantised else weights
         if len(shape) == 1:
-            return torch.ones(shape)
-        if name.endswith("router"):
-            return synthetic_matrix(shape, "float32", generator)
-        fits = weights not in SCHEMES or is_quantised(name, shape, SCHEMES[weights])
-        return synthetic_matrix(shape, weights if fits else "bfloat16", generator)
+            wide = name.endswith("router_bias")
+            return torch.ones(shape, dtype=torch.float32 if wide else NAMED_DTYPES[rest])
+        fits = quantised and is_quantised(name, shape, SCHEMES[weights])
+        return synthetic_matrix(shape, weights if fits else rest, generator)
 
-    kind = cache_format_for(weights, cache_format)
-    return PackedModel(config, executor, fetch, weights=weights, cache_format=kind)
+    return fetch
 
 
 def synthetic_matrix(shape: tuple[int, ...], weights: str, generator: torch.Generator) -> Weight:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,13 @@ def allocate_cache(
     kind = latent_format(cache_format)
     width = kind.width(config.kv_lora_rank, config.qk_rope_head_dim)
     shape = (num_blocks, BLOCK_SIZE, width)
-    return [
-        torch.zeros(shape, dtype=kind.dtype, device=device) for _ in range(config.num_hidden_layers)
-    ]
+    return [_zeros(shape, kind.dtype, device) for _ in range(config.num_hidden_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # torch writes its zeros; numpy's come from the system, which hands out pages when they are
+    # first touched. A cache for 160,000 tokens then costs what is in use.
+    bare = np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), dtype=np.uint8)
+    return torch.from_numpy(bare).view(dtype)

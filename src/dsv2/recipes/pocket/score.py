@@ -6,7 +6,7 @@ import hashlib
 import lzma
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,26 +51,31 @@ class Compression:
 def bits_per_byte(
     model: Transformer, tokenizer: Tokenizer, texts: Sequence[str], window: int
 ) -> tuple[float, torch.Tensor | None]:
-    """Bits per byte over ``texts``, and the experts' loads ``[layers, E]`` while at it.
+    """Bits per byte over ``texts``, and the experts' loads ``[layers, E]`` while at it."""
+    total = 0.0
+    loads: torch.Tensor | None = None
+    for tokens, targets in windows(tokenizer, texts, window, model.embed.device):
+        loss = next_token_loss(model, RaggedBatch.packed(tokens, [len(tokens)]), targets)
+        total += float(loss.nll)
+        if loss.stats.layers:
+            counts = loss.stats.expert_counts
+            loads = counts if loads is None else loads + counts
+    return total / math.log(2) / sum(len(text.encode()) for text in texts), loads
+
+
+def windows(
+    tokenizer: Tokenizer, texts: Iterable[str], window: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and those that follow them, at most ``window`` at a time.
 
     Every text starts behind a BOS; a long one is read in windows, each of which knows the last
     token of the one before and nothing else of it.
     """
-    total, size = 0.0, 0
-    loads: torch.Tensor | None = None
     for text in texts:
         ids = [tokenizer.bos_id, *tokenizer.encode(text)]
-        size += len(text.encode())
         for start in range(0, len(ids) - 1, window):
-            part = ids[start : start + window + 1]
-            tokens = torch.tensor(part[:-1], device=model.embed.device)
-            targets = torch.tensor(part[1:], device=model.embed.device)
-            loss = next_token_loss(model, RaggedBatch.packed(tokens, [len(tokens)]), targets)
-            total += float(loss.nll)
-            if loss.stats.layers:
-                counts = loss.stats.expert_counts
-                loads = counts if loads is None else loads + counts
-    return total / math.log(2) / size, loads
+            part = torch.tensor(ids[start : start + window + 1], device=device)
+            yield part[:-1], part[1:]
 
 
 def sample_of(texts: Iterable[str], size: int) -> list[str]:

@@ -1,0 +1,127 @@
+"""This project's own side, each model in a process of its own: one is in memory at a time.
+
+    python -m benchmarks.peers.ours < request.json
+
+The request has ``shape``, ``threads`` and ``rows`` of one format of weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+
+from benchmarks.peers.process import GIB, PeerError, read_through, run
+from benchmarks.peers.vocabulary import tokenizer_files
+from benchmarks.peers.work import Failure, Measured, Outcomes, Row, Setting
+from dsv2.checkpoint.synthetic import synthetic_checkpoint, synthetic_model
+from dsv2.engine.bench import ModelBench, measure_roof
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.model.config import ModelConfig
+
+ROOT = Path(__file__).parents[2]
+STEPS = 32
+"""Steps whose median a row of generated tokens is."""
+
+
+def measure(rows: Sequence[Row], setting: Setting) -> Outcomes:
+    """See :data:`benchmarks.peers.work.Measure`."""
+    found: Outcomes = {}
+    fresh = [row for row in rows if row.kind in ("seconds", "memory")]
+    steps = [row for row in rows if row not in fresh]
+    for _, group in groupby(sorted(steps, key=_model_of), _model_of):
+        own = list(group)
+        try:
+            found |= _in_a_process(own, setting)
+        except PeerError as error:
+            found |= {row.key: Failure(str(error)) for row in own}
+    if fresh:
+        found |= _start(fresh, setting)
+    return found
+
+
+def _model_of(row: Row) -> tuple[str, str, int]:
+    return row.weights, row.cache, row.layers or 0
+
+
+def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
+    request = {
+        "shape": str(setting.shape), "threads": setting.threads,
+        "rows": [asdict(row) for row in rows],
+    }  # fmt: skip
+    # The roof is measured by the kernels; torch's own threads would only stand in their way.
+    ran = run(
+        [sys.executable, "-m", "benchmarks.peers.ours"],
+        text=json.dumps(request),
+        environment={"OMP_NUM_THREADS": "1"},
+        folder=ROOT,
+    )
+    return {key: Measured(*parts) for key, parts in json.loads(ran.output).items()}
+
+
+def _start(rows: Sequence[Row], setting: Setting) -> Outcomes:
+    """A stored checkpoint in the page cache, from the start of ``dsv2 run`` to its first byte."""
+    found: Outcomes = {}
+    for weights, group in groupby(rows, lambda row: row.weights):
+        folder = stored(setting, weights)
+        read_through(*sorted(folder.glob("*.safetensors")))
+        command = [sys.executable, "-m", "dsv2", "run", "--raw", "--device", "cpu",
+                   "--max-tokens", "1", folder, "def"]  # fmt: skip
+        try:
+            ran = run(command, folder=ROOT)
+        except PeerError as error:
+            found |= {row.key: Failure(str(error)) for row in group}
+            continue
+        figures = {"seconds": ran.first, "memory": ran.resident / GIB}
+        found |= {row.key: Measured(figures[row.kind]) for row in group}
+    return found
+
+
+def stored(setting: Setting, weights: str) -> Path:
+    """The folder of a checkpoint of random weights, written where there is none yet."""
+    folder = setting.files / f"dsv2-{weights}"
+    if folder.exists():
+        return folder
+    config = ModelConfig.from_file(setting.shape / "config.json")
+    files = tokenizer_files(config.vocab_size)
+    special = {"bos_token_id": config.vocab_size - 16, "eos_token_id": config.vocab_size - 15}
+    partial = folder.with_name(folder.name + ".partial")
+    synthetic_checkpoint(partial, config.model_copy(update=special), weights, files)
+    partial.rename(folder)
+    return folder
+
+
+def compute(rows: Sequence[Row], config: ModelConfig, threads: int) -> dict[str, list[float]]:
+    """Tokens per second and share of the limit by row; all rows are of one model."""
+    first = rows[0]
+    if first.layers is not None:
+        config = config.model_copy(update={"num_hidden_layers": first.layers})
+    executor = CpuExecutor(threads)
+    model = synthetic_model(config, executor, first.weights, cache_format=first.cache)
+    roof = measure_roof(executor, first.weights)
+    longest = max(row.sequences * (row.depth + row.tokens + 64) for row in rows)
+    bench = ModelBench(model, roof, longest)
+    found = {}
+    for row in rows:
+        if row.kind == "prefill":
+            figure = bench.prefill(row.tokens, repeats=1)
+        else:
+            # Peers generate `tokens` of them one after another: this is the middle of theirs.
+            middle = row.depth + row.tokens // 2
+            figure = bench.decode(row.sequences, middle, min(row.tokens, STEPS))
+        found[row.key] = [figure.tokens_per_second, figure.share]
+    return found
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    rows = [Row(**fields) for fields in request["rows"]]
+    config = ModelConfig.from_file(Path(request["shape"]) / "config.json")
+    print(json.dumps(compute(rows, config, request["threads"])))
+
+
+if __name__ == "__main__":
+    main()
