@@ -7,6 +7,7 @@ asked for by name runs or raises.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 ORDER: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "torch", "reference"),
-    "cuda": ("torch", "reference"),
+    "cuda": ("triton", "torch", "reference"),
     "meta": ("reference",),
 }
 """For each device type, the backends that ``auto`` tries, best first."""
@@ -28,7 +29,13 @@ _MODULES = {
     ),
     "cpu": ("dsv2.kernels.cpu",),
     "torch": ("dsv2.kernels.library",),
+    "triton": (
+        "dsv2.kernels.triton.mla_decode",
+        "dsv2.kernels.triton.mla_prefill",
+    ),
 }
+_NEEDS = {"triton": "triton"}
+"""The package that a backend stands on; a torch without CUDA comes without Triton."""
 _TABLE: dict[tuple[str, str], tuple[Callable[..., Any], frozenset[str]]] = {}
 
 
@@ -55,9 +62,13 @@ def implements(
 
 
 @cache
-def _load(backend: str) -> None:
+def _load(backend: str) -> bool:
+    """Fill the table with a backend's ops; false where the package it needs is not installed."""
+    if backend in _NEEDS and importlib.util.find_spec(_NEEDS[backend]) is None:
+        return False
     for module in _MODULES[backend]:
         importlib.import_module(module)
+    return True
 
 
 def backends() -> tuple[str, ...]:
@@ -78,7 +89,8 @@ def chosen(op: str, backend: str = "auto", device: str = "cpu") -> str:
         raise BackendError(f"device {device!r} has no backends, known are {', '.join(ORDER)}")
     candidates = ORDER[device] if backend == "auto" else (backend,)
     for name in candidates:
-        _load(name)
+        if not _load(name) and name == backend:
+            raise BackendError(f"backend {name!r} needs the package {_NEEDS[name]!r}")
         if (op, name) in _TABLE and device in _TABLE[op, name][1]:
             return name
     raise BackendError(f"backend {backend!r} has no op {op!r} for device {device!r}")

@@ -1,0 +1,308 @@
+"""Decode on the paged latent (report, appendix C), in Triton.
+
+Every head shares one key, the cached latent, whose first C numbers are also the value: a tile of 64
+tokens is read once and multiplied twice. Query tokens and heads are the rows of one matrix, so the
+work per byte grows with H. The keys of a sequence are split over programs; each leaves a
+normalised output and the base-2 logarithm of its softmax sum, and a second kernel mixes them.
+
+Bytes: (C+R) numbers per cached token and block of rows. Arithmetic: 2 H (2C + R) per cached token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsv2.kernels.registry import implements
+from dsv2.kernels.triton.launch import LOG2_E, bounds, multiprocessors, on_device, padded, precision
+from dsv2.shapes import BLOCK_SIZE, check
+
+FIXED_SPLIT = 256
+"""Keys per split where results may not depend on the rest of the batch."""
+
+
+@dataclass(frozen=True)
+class DecodeTiles:
+    """How the work is cut; none of it changes what is computed.
+
+    Attributes:
+        rows: query rows (tokens times heads) of a program, at least 16.
+        keys: keys per tile, at most a cache block and dividing it.
+        warps: warps per program.
+        stages: tiles in flight.
+        transposed: multiply with the keys as rows, which lets 16 heads use the wide instructions.
+        waves: programs per multiprocessor that the number of splits aims at.
+    """
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+    transposed: bool = False
+    waves: int = 1
+
+
+def decode_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
+    """The tiles for ``rows`` query rows (tokens times heads) per sequence."""
+    if dtype == torch.float32:
+        return DecodeTiles(rows=16, keys=16, warps=4, stages=1)
+    if rows <= 16:
+        return DecodeTiles(rows=16, keys=64, warps=4, stages=2)
+    return DecodeTiles(rows=64, keys=64, warps=8, stages=2)
+
+
+@triton.jit
+def _decode(
+    q_latent, q_rope, cache, table, kv_len, cu_q, out, lse,
+    qk_scale, table_stride, part_stride, num_splits,
+    HEADS: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
+    C_PAD: tl.constexpr, R_PAD: tl.constexpr, PAGE: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT_KEYS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+):  # fmt: skip
+    """One block of query rows of one sequence over one split of its keys.
+
+    ``out`` is ``[splits, T, H, C]`` fp32 with ``lse`` ``[splits, T, H]``, or, not PARTIAL, the
+    result itself. SPLIT_KEYS of 0 cuts every sequence in ``num_splits`` parts of whole pages.
+    """
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    sequence = tl.program_id(2)
+    first = tl.load(cu_q + sequence)
+    tokens = tl.load(cu_q + sequence + 1) - first
+    total = tl.load(kv_len + sequence)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    real = row < tokens * HEADS
+    if tile * ROWS < tokens * HEADS:
+        visible = tl.minimum(total - tokens + 1 + row // HEADS, total)  # ROWS
+        if SPLIT_KEYS:
+            span = SPLIT_KEYS
+        else:
+            span = tl.cdiv(tl.cdiv(total, PAGE), num_splits) * PAGE
+        start = split * span
+        end = tl.minimum(start + span, total)
+
+        place = first * HEADS + row  # of the row in [T, H]
+        c = tl.arange(0, C_PAD)
+        r = tl.arange(0, R_PAD)
+        wide_c: tl.constexpr = C_PAD != C
+        wide_r: tl.constexpr = R_PAD != R
+        q_c_mask = real[:, None]
+        q_r_mask = real[:, None]
+        if wide_c:
+            q_c_mask = q_c_mask & (c < C)[None, :]
+        if wide_r:
+            q_r_mask = q_r_mask & (r < R)[None, :]
+        where = place.to(tl.int64)[:, None]
+        q_c = tl.load(q_latent + where * C + c[None, :], mask=q_c_mask, other=0.0)
+        q_r = tl.load(q_rope + where * R + r[None, :], mask=q_r_mask, other=0.0)
+        if TRANSPOSED:
+            q_c = tl.trans(q_c)
+            q_r = tl.trans(q_r)
+            acc = tl.zeros([C_PAD, ROWS], dtype=tl.float32)
+        else:
+            acc = tl.zeros([ROWS, C_PAD], dtype=tl.float32)
+        top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+        mass = tl.zeros([ROWS], dtype=tl.float32)
+
+        n = tl.arange(0, KEYS)
+        blocks = table + sequence * table_stride
+        page = tl.load(blocks + start // PAGE, mask=start < end, other=0)
+        for begin in range(start, end, KEYS):
+            base = cache + (page.to(tl.int64) * PAGE + begin % PAGE) * (C + R)
+            # The next page's number is on its way while this page is multiplied.
+            following = begin + KEYS
+            page = tl.load(blocks + following // PAGE, mask=following < end, other=0)
+            # What lies past the end may be NaN: it is not read.
+            inside = begin + n < end
+            c_mask = inside[:, None]
+            r_mask = inside[:, None]
+            if wide_c:
+                c_mask = c_mask & (c < C)[None, :]
+            if wide_r:
+                r_mask = r_mask & (r < R)[None, :]
+            k_c = tl.load(base + n[:, None] * (C + R) + c[None, :], mask=c_mask, other=0.0)
+            k_r = tl.load(base + n[:, None] * (C + R) + C + r[None, :], mask=r_mask, other=0.0)
+            k_c = k_c.to(q_c.dtype)
+            k_r = k_r.to(q_c.dtype)
+            if TRANSPOSED:
+                scores = tl.dot(k_r, q_r, input_precision=PRECISION)  # KEYS ROWS
+                scores = tl.dot(k_c, q_c, scores, input_precision=PRECISION) * qk_scale
+                seen = inside[:, None] & ((begin + n)[:, None] < visible[None, :])
+                scores = tl.where(seen, scores, float("-inf"))
+                new_top = tl.maximum(top, tl.max(scores, 0))
+                # A row that has seen no key yet keeps its maximum of -inf out of the exponent.
+                safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+                weights = tl.exp2(scores - safe[None, :])
+                fade = tl.exp2(top - safe)
+                mass = mass * fade + tl.sum(weights, 0)
+                acc = tl.dot(
+                    tl.trans(k_c), weights.to(k_c.dtype), acc * fade[None, :],
+                    input_precision=PRECISION,
+                )  # fmt: skip
+            else:
+                scores = tl.dot(q_r, tl.trans(k_r), input_precision=PRECISION)  # ROWS KEYS
+                scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION) * qk_scale
+                seen = inside[None, :] & ((begin + n)[None, :] < visible[:, None])
+                scores = tl.where(seen, scores, float("-inf"))
+                new_top = tl.maximum(top, tl.max(scores, 1))
+                safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+                weights = tl.exp2(scores - safe[:, None])
+                fade = tl.exp2(top - safe)
+                mass = mass * fade + tl.sum(weights, 1)
+                acc = tl.dot(
+                    weights.to(k_c.dtype), k_c, acc * fade[:, None], input_precision=PRECISION
+                )
+            top = new_top
+
+        some = mass > 0
+        inverse = tl.where(some, 1.0 / tl.where(some, mass, 1.0), 0.0)
+        if TRANSPOSED:
+            acc = tl.trans(acc * inverse[None, :])
+        else:
+            acc = acc * inverse[:, None]
+        if PARTIAL:
+            out += split.to(tl.int64) * part_stride * C
+            level = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), float("-inf"))
+            tl.store(lse + split.to(tl.int64) * part_stride + place, level, mask=real)
+        keep = real
+        if PARTIAL:
+            keep = keep & some  # a split without keys is never read
+        o_mask = keep[:, None]
+        if wide_c:
+            o_mask = o_mask & (c < C)[None, :]
+        tl.store(out + where * C + c[None, :], acc.to(out.dtype.element_ty), mask=o_mask)
+
+
+@triton.jit
+def _combine(
+    parts, lse, out, part_stride, num_splits,
+    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """Mix one row's splits by their share of the softmax sum; GROUP splits at a time, in order."""
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    g = tl.arange(0, GROUP)
+    acc = tl.zeros([COLUMNS], dtype=tl.float32)
+    mass = 0.0
+    top = float("-inf")
+    for start in range(0, num_splits, GROUP):
+        split = start + g
+        level = tl.load(
+            lse + split.to(tl.int64) * part_stride + row, mask=split < num_splits,
+            other=float("-inf"),
+        )  # fmt: skip
+        new_top = tl.maximum(top, tl.max(level, 0))
+        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+        share = tl.exp2(level - safe)  # GROUP
+        fade = tl.exp2(top - safe)
+        where = (split.to(tl.int64) * part_stride + row)[:, None] * C + c[None, :]
+        mask = (level > float("-inf"))[:, None] & (c < C)[None, :]
+        part = tl.load(parts + where, mask=mask, other=0.0)  # GROUP COLUMNS
+        acc = acc * fade + tl.sum(part * share[:, None], 0)
+        mass = mass * fade + tl.sum(share, 0)
+        top = new_top
+    result = tl.where(mass > 0, acc / tl.where(mass > 0, mass, 1.0), 0.0)
+    tl.store(out + row * C + c, result.to(out.dtype.element_ty), mask=c < C)
+
+
+def num_splits(
+    sequences: int, row_blocks: int, max_kv: int, tiles: DecodeTiles, processors: int
+) -> int:
+    """Splits per sequence that fill the device, from sizes that the host knows.
+
+    At least two cache blocks each, since a split costs a write and a read of its output.
+    """
+    wanted = tiles.waves * processors // max(1, sequences * row_blocks)
+    blocks = -(-max_kv // BLOCK_SIZE)
+    return max(1, min(wanted, -(-blocks // 2)))
+
+
+def decode_latent(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
+    cu_q: Tensor, max_q: int, scale: float, *, max_kv: int | None = None,
+    deterministic: bool = False, tiles: DecodeTiles | None = None,
+) -> Tensor:  # fmt: skip
+    """Attention on the paged latent; reads nothing from the device, so a CUDA graph may hold it.
+
+    Args:
+        q_latent: ``[T, H, C]``.
+        q_rope: ``[T, H, R]``.
+        cache: ``[P, 64, C+R]``, of the queries' dtype or another floating one.
+        block_table: ``[B, M]`` int32.
+        kv_len: ``[B]`` int32; a sequence of length 0 yields zeros.
+        cu_q: ``[B+1]`` int32, bounds of the sequences' query tokens.
+        max_q: at least the largest number of query tokens of a sequence.
+        scale: of the scores.
+        max_kv: at least the largest length; the block table's reach by default.
+        deterministic: fixed tiles and splits: a row's bits depend on its own tokens alone.
+        tiles: how to cut the work, chosen by default.
+
+    Returns:
+        ``[T, H, C]``; the last query of a sequence sees all its keys, the one before all but one.
+
+    Raises:
+        ShapeError: the shapes do not fit.
+    """
+    sizes = check(
+        (q_latent, "T H C"), (q_rope, "T H R"), (cache, f"P {BLOCK_SIZE} W"),
+        (block_table, "B M"), (kv_len, "B"),
+    )  # fmt: skip
+    tokens, heads, latent, rope = (sizes[letter] for letter in "THCR")
+    check((cu_q, str(sizes["B"] + 1)), (cache, f"* * {latent + rope}"))
+    q_latent, q_rope = q_latent.contiguous(), q_rope.contiguous()
+    max_kv = min(max_kv or sizes["M"] * BLOCK_SIZE, sizes["M"] * BLOCK_SIZE)
+    if tiles is None:
+        tiles = decode_tiles(heads if deterministic else heads * max_q, q_latent.dtype)
+    row_blocks = -(-heads * max_q // tiles.rows)
+    if deterministic:
+        splits = max(1, -(-max_kv // FIXED_SPLIT))
+    else:
+        splits = num_splits(sizes["B"], row_blocks, max_kv, tiles, multiprocessors(q_latent.device))
+    out = torch.empty_like(q_latent)
+    if not tokens:
+        return out
+    partial = splits > 1
+    parts, lse = out, out
+    if partial:
+        parts = torch.empty((splits, tokens, heads, latent), dtype=torch.float32, device=out.device)
+        lse = torch.empty((splits, tokens, heads), dtype=torch.float32, device=out.device)
+    with on_device(out):
+        _decode[(row_blocks, splits, sizes["B"])](
+            q_latent, q_rope, cache, block_table, kv_len, cu_q, parts, lse,
+            scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
+            HEADS=heads, C=latent, R=rope, C_PAD=padded(latent), R_PAD=padded(rope),
+            PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
+            SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, TRANSPOSED=tiles.transposed,
+            PRECISION=precision(q_latent.dtype), PARTIAL=partial,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+        if partial:
+            columns = min(128, padded(latent))
+            _combine[(tokens * heads, -(-latent // columns))](
+                parts, lse, out, tokens * heads, splits,
+                C=latent, COLUMNS=columns, GROUP=16, num_warps=4, num_stages=1,
+            )  # fmt: skip
+    return out
+
+
+@implements("attend_absorbed", "triton", ("cuda",))
+def attend_absorbed(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
+    q_lens: tuple[int, ...], scale: float,
+) -> Tensor:  # fmt: skip
+    """Split over the keys; without a gradient, since training reads no cache.
+
+    Raises:
+        ValueError: a query wants a gradient.
+    """
+    if torch.is_grad_enabled() and (q_latent.requires_grad or q_rope.requires_grad):
+        raise ValueError("attend_absorbed of backend 'triton' has no gradient, use backend 'torch'")
+    cu_q = bounds(q_lens, q_latent.device)
+    return decode_latent(
+        q_latent, q_rope, cache, block_table, kv_len, cu_q, max(q_lens, default=0), scale
+    )

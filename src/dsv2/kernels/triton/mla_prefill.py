@@ -1,0 +1,403 @@
+"""Causal attention over packed sequences with keys wider than values, in Triton (equation 18).
+
+Sequences lie one after another without padding; keys may be more than queries, of which the last
+sees all. The forward pass keeps a block of queries, walks over the keys with a running softmax and
+leaves the log-sum-exp of each query, with which results over disjoint keys can be merged and the
+backward pass takes the probabilities anew. The backward pass sums in a fixed order: no atomics.
+
+Widths that are no power of two are two products: 192 columns are 128 and 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsv2.kernels.registry import implements
+from dsv2.kernels.triton.launch import LOG2_E, bounds, on_device, padded, precision
+from dsv2.shapes import check
+
+
+@dataclass(frozen=True)
+class PrefillTiles:
+    """Queries and keys per tile, warps per program, tiles in flight."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+FORWARD = PrefillTiles(rows=128, keys=64, warps=8, stages=3)
+BACKWARD_KEYS = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+"""For the gradients of keys and values, which keep a block of keys and walk over queries."""
+BACKWARD_QUERIES = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+_WIDE = PrefillTiles(rows=32, keys=32, warps=4, stages=1)
+"""For fp32, whose products do not use the matrix units."""
+
+
+def _halves(width: int) -> tuple[int, int]:
+    """Columns of the two products: a power of two, and the padded rest or 0."""
+    first = max(16, 1 << (width.bit_length() - 1))
+    return first, padded(width - first) if width > first else 0
+
+
+@triton.jit
+def _rows_of(base, row, stride, begin: tl.constexpr, real, WIDTH: tl.constexpr, PAD: tl.constexpr):
+    """A tile ``[rows, PAD]`` from column ``begin`` of ``WIDTH``; zero where nothing is."""
+    column = begin + tl.arange(0, PAD)
+    mask = real[:, None]
+    if begin + PAD > WIDTH:
+        mask = mask & (column < WIDTH)[None, :]
+    return tl.load(
+        base + row.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0
+    )
+
+
+@triton.jit
+def _put_rows(
+    base, row, stride, begin: tl.constexpr, real, tile, WIDTH: tl.constexpr, PAD: tl.constexpr
+):
+    column = begin + tl.arange(0, PAD)
+    mask = real[:, None]
+    if begin + PAD > WIDTH:
+        mask = mask & (column < WIDTH)[None, :]
+    where = base + row.to(tl.int64)[:, None] * stride + column[None, :]
+    tl.store(where, tile.to(base.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _walk(
+    acc, mass, top, q_1, q_2, k, v, k_stride, v_stride, begin, end, last_seen, qk_scale,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The running softmax over the keys ``begin:end``; ``last_seen`` is each row's last key."""
+    n = tl.arange(0, KEYS)
+    for start in range(begin, end, KEYS):
+        key = start + n
+        inside = key < end
+        k_1 = _rows_of(k, key, k_stride, 0, inside, A, A_1)
+        scores = tl.dot(q_1, tl.trans(k_1), input_precision=PRECISION)  # ROWS KEYS
+        if A_2:
+            k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
+            scores = tl.dot(q_2, tl.trans(k_2), scores, input_precision=PRECISION)
+        scores *= qk_scale
+        if MASKED:
+            seen = inside[None, :] & (key[None, :] <= last_seen[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_top[:, None])
+        fade = tl.exp2(top - new_top)
+        mass = mass * fade + tl.sum(weights, 1)
+        value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
+        acc = tl.dot(weights.to(value.dtype), value, acc * fade[:, None], input_precision=PRECISION)
+        top = new_top
+    return acc, mass, top
+
+
+@triton.jit
+def _forward(
+    q, k, v, out, lse, cu_q, cu_k, qk_scale, tokens,
+    q_stride, q_head, k_stride, k_head, v_stride, v_head, out_stride,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    # The last block of queries sees the most keys: it goes first.
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    q_first = tl.load(cu_q + sequence)
+    q_len = tl.load(cu_q + sequence + 1) - q_first
+    k_first = tl.load(cu_k + sequence)
+    k_len = tl.load(cu_k + sequence + 1) - k_first
+    if block * ROWS < q_len:
+        row = block * ROWS + tl.arange(0, ROWS)
+        real = row < q_len
+        q += q_first.to(tl.int64) * q_stride + head * q_head
+        k += k_first.to(tl.int64) * k_stride + head * k_head
+        v += k_first.to(tl.int64) * v_stride + head * v_head
+        q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
+        q_2 = q_1
+        if A_2:
+            q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
+        acc = tl.zeros([ROWS, V_PAD], dtype=tl.float32)
+        mass = tl.zeros([ROWS], dtype=tl.float32)
+        top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
+        last_seen = row + k_len - q_len
+        end = tl.minimum(block * ROWS + ROWS + k_len - q_len, k_len)
+        # Keys that the block's first query sees need no mask.
+        clear = (block * ROWS + k_len - q_len + 1) // KEYS * KEYS
+        acc, mass, top = _walk(
+            acc, mass, top, q_1, q_2, k, v, k_stride, v_stride, 0, clear, last_seen, qk_scale,
+            A, A_1, A_2, V, V_PAD, KEYS, False, PRECISION,
+        )  # fmt: skip
+        acc, mass, top = _walk(
+            acc, mass, top, q_1, q_2, k, v, k_stride, v_stride, clear, end, last_seen, qk_scale,
+            A, A_1, A_2, V, V_PAD, KEYS, True, PRECISION,
+        )  # fmt: skip
+        out += q_first.to(tl.int64) * out_stride + head * V
+        _put_rows(out, row, out_stride, 0, real, acc / mass[:, None], V, V_PAD)
+        level = (top + tl.log2(mass)) / LOG2_E
+        tl.store(lse + head.to(tl.int64) * tokens + q_first + row, level, mask=real)
+
+
+@triton.jit
+def _delta(
+    out, grad, delta, tokens, heads, V: tl.constexpr, V_PAD: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
+    """``delta[h, t] = sum_v grad * out``, which the gradient of a softmax subtracts."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # of [T, H]
+    real = row < tokens * heads
+    left = _rows_of(out, row, V, 0, real, V, V_PAD).to(tl.float32)
+    right = _rows_of(grad, row, V, 0, real, V, V_PAD).to(tl.float32)
+    where = (row % heads).to(tl.int64) * tokens + row // heads
+    tl.store(delta + where, tl.sum(left * right, 1), mask=real)
+
+
+@triton.jit
+def _backward_keys(
+    q, k, v, grad, lse, delta, grad_k, grad_v, cu_q, cu_k, scale, tokens,
+    q_stride, q_head, k_stride, k_head, v_stride, v_head, grad_stride, gk_stride, gv_stride,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one block of keys and values: over all queries that see it."""
+    block = tl.program_id(0)  # the first block of keys is seen by the most queries
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    q_first = tl.load(cu_q + sequence)
+    q_len = tl.load(cu_q + sequence + 1) - q_first
+    k_first = tl.load(cu_k + sequence)
+    k_len = tl.load(cu_k + sequence + 1) - k_first
+    if block * KEYS < k_len:
+        key = block * KEYS + tl.arange(0, KEYS)
+        inside = key < k_len
+        q += q_first.to(tl.int64) * q_stride + head * q_head
+        k += k_first.to(tl.int64) * k_stride + head * k_head
+        v += k_first.to(tl.int64) * v_stride + head * v_head
+        grad += q_first.to(tl.int64) * grad_stride + head * V
+        lse += head.to(tl.int64) * tokens + q_first
+        delta += head.to(tl.int64) * tokens + q_first
+        k_1 = _rows_of(k, key, k_stride, 0, inside, A, A_1)
+        k_2 = k_1
+        gk_1 = tl.zeros([KEYS, A_1], dtype=tl.float32)
+        gk_2 = tl.zeros([KEYS, 16], dtype=tl.float32)
+        if A_2:
+            k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
+            gk_2 = tl.zeros([KEYS, A_2], dtype=tl.float32)
+        value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
+        gv = tl.zeros([KEYS, V_PAD], dtype=tl.float32)
+        first_row = tl.maximum(block * KEYS - (k_len - q_len), 0) // ROWS * ROWS
+        for start in range(first_row, q_len, ROWS):
+            row = start + tl.arange(0, ROWS)
+            real = row < q_len
+            q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
+            scores = tl.dot(k_1, tl.trans(q_1), input_precision=PRECISION)  # KEYS ROWS
+            q_2 = q_1
+            if A_2:
+                q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
+                scores = tl.dot(k_2, tl.trans(q_2), scores, input_precision=PRECISION)
+            level = tl.load(lse + row, mask=real, other=0.0)
+            weights = tl.exp2((scores * scale - level[None, :]) * LOG2_E)
+            seen = real[None, :] & (key[:, None] <= (row + k_len - q_len)[None, :])
+            weights = tl.where(seen, weights, 0.0)
+            g = _rows_of(grad, row, grad_stride, 0, real, V, V_PAD)
+            gv = tl.dot(weights.to(g.dtype), g, gv, input_precision=PRECISION)
+            g_weights = tl.dot(value, tl.trans(g), input_precision=PRECISION)  # KEYS ROWS
+            mean = tl.load(delta + row, mask=real, other=0.0)
+            g_scores = (weights * (g_weights - mean[None, :])).to(q_1.dtype)
+            gk_1 = tl.dot(g_scores, q_1, gk_1, input_precision=PRECISION)
+            if A_2:
+                gk_2 = tl.dot(g_scores, q_2, gk_2, input_precision=PRECISION)
+        grad_k += k_first.to(tl.int64) * gk_stride + head * A
+        grad_v += k_first.to(tl.int64) * gv_stride + head * V
+        _put_rows(grad_k, key, gk_stride, 0, inside, gk_1 * scale, A, A_1)
+        if A_2:
+            _put_rows(grad_k, key, gk_stride, A_1, inside, gk_2 * scale, A, A_2)
+        _put_rows(grad_v, key, gv_stride, 0, inside, gv, V, V_PAD)
+
+
+@triton.jit
+def _backward_queries(
+    q, k, v, grad, lse, delta, grad_q, cu_q, cu_k, scale, tokens,
+    q_stride, q_head, k_stride, k_head, v_stride, v_head, grad_stride, gq_stride,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    """Gradients of one block of queries: over all keys that it sees."""
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    q_first = tl.load(cu_q + sequence)
+    q_len = tl.load(cu_q + sequence + 1) - q_first
+    k_first = tl.load(cu_k + sequence)
+    k_len = tl.load(cu_k + sequence + 1) - k_first
+    if block * ROWS < q_len:
+        row = block * ROWS + tl.arange(0, ROWS)
+        real = row < q_len
+        q += q_first.to(tl.int64) * q_stride + head * q_head
+        k += k_first.to(tl.int64) * k_stride + head * k_head
+        v += k_first.to(tl.int64) * v_stride + head * v_head
+        grad += q_first.to(tl.int64) * grad_stride + head * V
+        level = tl.load(lse + head.to(tl.int64) * tokens + q_first + row, mask=real, other=0.0)
+        mean = tl.load(delta + head.to(tl.int64) * tokens + q_first + row, mask=real, other=0.0)
+        g = _rows_of(grad, row, grad_stride, 0, real, V, V_PAD)
+        q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
+        q_2 = q_1
+        gq_1 = tl.zeros([ROWS, A_1], dtype=tl.float32)
+        gq_2 = tl.zeros([ROWS, 16], dtype=tl.float32)
+        if A_2:
+            q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
+            gq_2 = tl.zeros([ROWS, A_2], dtype=tl.float32)
+        end = tl.minimum(block * ROWS + ROWS + k_len - q_len, k_len)
+        for start in range(0, end, KEYS):
+            key = start + tl.arange(0, KEYS)
+            inside = key < end
+            k_1 = _rows_of(k, key, k_stride, 0, inside, A, A_1)
+            scores = tl.dot(q_1, tl.trans(k_1), input_precision=PRECISION)  # ROWS KEYS
+            k_2 = k_1
+            if A_2:
+                k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
+                scores = tl.dot(q_2, tl.trans(k_2), scores, input_precision=PRECISION)
+            weights = tl.exp2((scores * scale - level[:, None]) * LOG2_E)
+            seen = inside[None, :] & (key[None, :] <= (row + k_len - q_len)[:, None])
+            weights = tl.where(seen, weights, 0.0)
+            value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
+            g_weights = tl.dot(g, tl.trans(value), input_precision=PRECISION)
+            g_scores = (weights * (g_weights - mean[:, None])).to(k_1.dtype)
+            gq_1 = tl.dot(g_scores, k_1, gq_1, input_precision=PRECISION)
+            if A_2:
+                gq_2 = tl.dot(g_scores, k_2, gq_2, input_precision=PRECISION)
+        grad_q += q_first.to(tl.int64) * gq_stride + head * A
+        _put_rows(grad_q, row, gq_stride, 0, real, gq_1 * scale, A, A_1)
+        if A_2:
+            _put_rows(grad_q, row, gq_stride, A_1, real, gq_2 * scale, A, A_2)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _widths(q: Tensor, v: Tensor) -> dict[str, Any]:
+    first, second = _halves(q.shape[-1])
+    return {
+        "A": q.shape[-1], "A_1": first, "A_2": second, "V": v.shape[-1],
+        "V_PAD": padded(v.shape[-1]), "PRECISION": precision(q.dtype), "LOG2_E": LOG2_E,
+    }  # fmt: skip
+
+
+def attend_ragged(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, scale: float,
+    tiles: PrefillTiles = FORWARD,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Attention and its log-sum-exp, without a gradient.
+
+    Args:
+        q: ``[T, H, N+R]``; like ``k`` and ``v`` with any strides but 1 in the last axis.
+        k: ``[S, H, N+R]``.
+        v: ``[S, H, V]``.
+        cu_q: ``[B+1]`` int32, bounds of the sequences' queries.
+        cu_k: ``[B+1]`` int32, bounds of their keys, at least as many as queries.
+        max_q: at least the largest number of queries of a sequence.
+        scale: of the scores.
+        tiles: how to cut the work.
+
+    Returns:
+        ``[T, H, V]``, and fp32 ``[H, T]``, the natural logarithm of each query's softmax sum.
+    """
+    check((q, "T H A"), (k, "S H A"), (v, "S H V"), (cu_q, "b"), (cu_k, "b"))
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    tokens, heads, width = q.shape[0], q.shape[1], v.shape[-1]
+    out = torch.empty((tokens, heads, width), dtype=v.dtype, device=v.device)
+    lse = torch.empty((heads, tokens), dtype=torch.float32, device=q.device)
+    if not tokens:
+        return out, lse
+    tiles = _WIDE if q.dtype == torch.float32 else tiles
+    with on_device(q):
+        _forward[(-(-max_q // tiles.rows), heads, cu_q.shape[0] - 1)](
+            q, k, v, out, lse, cu_q, cu_k, scale * LOG2_E, tokens,
+            *_strides(q, k, v), heads * width,
+            **_widths(q, v), ROWS=tiles.rows, KEYS=tiles.keys,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+    return out, lse
+
+
+def attend_ragged_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor,
+    cu_k: Tensor, max_q: int, max_k: int, scale: float,
+    tiles: tuple[PrefillTiles, PrefillTiles] = (BACKWARD_KEYS, BACKWARD_QUERIES),
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of ``q``, ``k`` and ``v`` for ``grad`` ``[T, H, V]``; see :func:`attend_ragged`."""
+    grad = grad.contiguous()
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    tokens, heads, width = grad.shape
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    delta = torch.empty_like(lse)
+    wide = q.dtype == torch.float32
+    by_keys, by_queries = (_WIDE, _WIDE) if wide else tiles
+    widths = _widths(q, v)
+    with on_device(q):
+        _delta[(-(-tokens * heads // 32),)](
+            out, grad, delta, tokens, heads, V=width, V_PAD=padded(width), ROWS=32, num_warps=4
+        )
+        _backward_keys[(-(-max_k // by_keys.keys), heads, cu_q.shape[0] - 1)](
+            q, k, v, grad, lse, delta, grads[1], grads[2], cu_q, cu_k, scale, tokens,
+            *_strides(q, k, v), heads * width, heads * q.shape[-1], heads * width,
+            **widths, ROWS=by_keys.rows, KEYS=by_keys.keys,
+            num_warps=by_keys.warps, num_stages=by_keys.stages,
+        )  # fmt: skip
+        _backward_queries[(-(-max_q // by_queries.rows), heads, cu_q.shape[0] - 1)](
+            q, k, v, grad, lse, delta, grads[0], cu_q, cu_k, scale, tokens,
+            *_strides(q, k, v), heads * width, heads * q.shape[-1],
+            **widths, ROWS=by_queries.rows, KEYS=by_queries.keys,
+            num_warps=by_queries.warps, num_stages=by_queries.stages,
+        )  # fmt: skip
+    return grads[0], grads[1], grads[2]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int,
+        max_k: int, scale: float,
+    ) -> Tensor:  # fmt: skip
+        out, lse = attend_ragged(q, k, v, cu_q, cu_k, max_q, scale)
+        ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k)
+        ctx.sizes = (max_q, max_k, scale)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        own = attend_ragged_backward(grads[0], *ctx.saved_tensors, *ctx.sizes)
+        return (*own, None, None, None, None, None)
+
+
+@implements("attend_expanded", "triton", ("cuda",))
+def attend_expanded(
+    q: Tensor, k: Tensor, v: Tensor, q_lens: tuple[int, ...], kv_lens: tuple[int, ...], scale: float
+) -> Tensor:
+    """All sequences in one launch, with a gradient."""
+    cu_q = bounds(q_lens, q.device)
+    cu_k = cu_q if q_lens == kv_lens else bounds(kv_lens, q.device)
+    longest = (max(q_lens, default=0), max(kv_lens, default=0))
+    out: Tensor = _Attend.apply(q, k, v, cu_q, cu_k, *longest, scale)
+    return out
+
+
+def merge_attention(
+    out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint sets of keys.
+
+    ``out`` and ``other`` ``[T, H, V]``, each with its log-sum-exp ``[H, T]``.
+    """
+    total = torch.logaddexp(lse, other_lse)  # H T
+    left, right = ((part - total).exp().T.unsqueeze(-1) for part in (lse, other_lse))
+    return (out.float() * left + other.float() * right).to(out.dtype), total

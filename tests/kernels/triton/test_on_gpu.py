@@ -1,0 +1,75 @@
+"""Triton's kernels on a real device at the published widths, through the registry."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv2.kernels import reference
+from dsv2.kernels.ops import ExpertWeights
+from dsv2.kernels.registry import select
+from tests.kernels.triton.place import draw
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("heads", [16, 128])
+@pytest.mark.parametrize("new", [1, 4])
+def test_decode(heads: int, new: int) -> None:
+    from tests.kernels.triton.test_mla_decode import make
+
+    case = make(heads, 512, 64, (4000, 77, 1, 600), (new, 1, 1, new), torch.bfloat16)
+    ours = select("attend_absorbed", "triton", "cuda")(*case, 0.07)
+    torch.testing.assert_close(ours.float(), case.reference(0.07), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize(("q_lens", "kv_lens"), [((700, 1, 64),) * 2, ((5, 300), (900, 1111))])
+def test_prefill_and_its_gradients(q_lens: tuple[int, ...], kv_lens: tuple[int, ...]) -> None:
+    wide = [
+        draw(sum(q_lens), 4, 192), draw(sum(kv_lens), 4, 192, seed=1),
+        draw(sum(kv_lens), 4, 128, seed=2),
+    ]  # fmt: skip
+    grads = []
+    for dtype, op in (
+        (torch.bfloat16, select("attend_expanded", "triton", "cuda")),
+        (torch.float32, reference.attend_expanded),
+    ):
+        leaves = [one.bfloat16().to(dtype).requires_grad_() for one in wide]
+        out = op(*leaves, q_lens, kv_lens, 0.07)
+        (out * draw(*out.shape, seed=3).to(dtype)).sum().backward()
+        grads.append([out.detach().float(), *(leaf.grad.float() for leaf in leaves)])
+    for ours, expected in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("tokens", [1, 16, 200, 3000])
+def test_experts(tokens: int) -> None:
+    from dsv2.kernels.triton.grouped_gemm import run_experts
+
+    own = ExpertWeights(
+        *(
+            (draw(*shape, seed=seed) / shape[-1] ** 0.5).bfloat16()
+            for seed, shape in enumerate([(64, 1408, 2048), (64, 1408, 2048), (64, 2048, 1408)])
+        )
+    )
+    ids = torch.rand(tokens, 64, device="cuda").topk(6).indices
+    x, weights = draw(tokens, 2048).bfloat16(), draw(tokens, 6).abs()
+    expected = reference.experts(
+        x.float(), ids, weights, ExpertWeights(*(part.float() for part in vars(own).values()))
+    )
+    for deterministic in (False, True):
+        ours = run_experts(x, ids, weights, own, deterministic=deterministic)
+        torch.testing.assert_close(ours.float(), expected, atol=3e-2, rtol=3e-2)
+
+
+def test_a_cuda_graph_holds_a_decode_step() -> None:
+    from tests.kernels.triton.test_mla_decode import decode, make
+
+    case = make(16, 512, 64, (900, 77), (1, 1), torch.bfloat16)
+    decode(case)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = decode(case)
+    case.kv_len.copy_(torch.tensor([500, 3], dtype=torch.int32))
+    graph.replay()
+    torch.testing.assert_close(out.float(), case.reference(0.2), atol=2e-2, rtol=2e-2)
