@@ -168,7 +168,8 @@ def test_only_the_rows_that_are_wanted_have_logits() -> None:
     batch = RaggedBatch.packed(torch.cat(sequences(9, 4)), [9, 4])
     full, stats = model(batch)
     some, _ = model(replace(batch, logit_rows=torch.tensor([8, 12], dtype=torch.int32)))
-    assert torch.equal(some, full[[8, 12]])
+    # torch may multiply 2 rows and 13 in different orders on some processors.
+    torch.testing.assert_close(some, full[[8, 12]], atol=1e-5, rtol=1e-5)
     assert stats.expert_counts.sum(1).tolist() == [13 * 3] * 2
 
 
