@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from dsv2.checkpoint.releases import config_of
@@ -57,13 +56,13 @@ def test_a_shape_without_a_checkpoint(tmp_path: Any) -> None:
 
 def test_bytes_of_a_step_are_those_of_the_published_arithmetic() -> None:
     lite = config_of("v2-lite")
-    one = step_bytes(lite, "bfloat16", 1, 0, torch.bfloat16)
+    one = step_bytes(lite, "bfloat16", 1, 0, "bfloat16")
     # 2.45 B active parameters without the input embedding's 0.21 B.
     assert one == pytest.approx(2 * 2.45e9, rel=0.01)
-    assert step_bytes(lite, "bfloat16", 1, 100, torch.bfloat16) - one == 100 * 31104
-    everything = step_bytes(lite, "bfloat16", 1000, 0, torch.bfloat16)
+    assert step_bytes(lite, "bfloat16", 1, 100, "bfloat16") - one == 100 * 31104
+    everything = step_bytes(lite, "bfloat16", 1000, 0, "bfloat16")
     assert everything == pytest.approx(2 * (15.706e9 - 0.21e9), rel=0.01)
-    assert step_bytes(lite, "int4", 1, 0, torch.bfloat16) < one * 4.2 / 16
+    assert step_bytes(lite, "int4", 1, 0, "bfloat16") < one * 4.2 / 16
 
 
 def test_numbers_that_are_none_are_refused() -> None:

@@ -50,9 +50,9 @@ def test_odd_characters_come_back(tokenizer: Tokenizer, text: str) -> None:
 def test_a_megabyte_of_anything_takes_seconds(tokenizer: Tokenizer, unit: str) -> None:
     """Fault F09: no input of that size may take more than linear time."""
     text = unit * (1_000_000 // len(unit.encode()))
-    start = time.perf_counter()
+    start = time.process_time()  # what others take from a shared machine does not count
     ids = tokenizer.encode(text)
-    assert time.perf_counter() - start < 6  # alone 0.6 s; the suite shares its cores
+    assert time.process_time() - start < 10  # alone 0.6 s; quadratic time would be hours
     assert tokenizer.decode(ids) == text
 
 
