@@ -1,0 +1,1 @@
+"""The API platform: accounts, keys, money and requests of an installation."""

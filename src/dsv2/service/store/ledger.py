@@ -1,0 +1,323 @@
+"""The books: every account's money, moved by double entry.
+
+An account has four books. ``granted`` is money given for free, ``paid`` money put in, ``spent``
+what requests have cost, and ``issued``, the other side of the first two, what came from outside,
+negative in the entries. A transfer moves money between books, so its entries sum to zero, and so do
+all entries there are. The account's row carries the same sums, where the database itself refuses a
+balance below zero; ``verify`` compares the two.
+
+Each transfer has a cause, and a cause has one transfer: asking twice moves money once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from dsv2.service.store import audit
+from dsv2.service.store.checks import check_choice, check_integer, check_text, new_id
+from dsv2.service.store.engine import insert
+from dsv2.service.store.errors import (
+    ConflictError,
+    InsufficientBalanceError,
+    NotFoundError,
+    SuspendedError,
+)
+from dsv2.service.store.models import BOOKS, STATUSES, accounts, entries, transfers
+
+_DEPOSITS = {"granted": "grant", "paid": "top_up"}
+
+
+@dataclass(frozen=True)
+class Balance:
+    """What an account has, in micro-units.
+
+    Attributes:
+        granted: given for free and not spent yet; goes first.
+        paid: put in and not spent yet.
+        held: of both, what requests under way may still cost.
+        spent: what requests have cost so far.
+        unlimited: requests cost nothing.
+        status: ``active`` or ``suspended``.
+    """
+
+    granted: int
+    paid: int
+    held: int
+    spent: int
+    unlimited: bool
+    status: str
+
+    @property
+    def total(self) -> int:
+        """What is not spent."""
+        return self.granted + self.paid
+
+    @property
+    def available(self) -> int:
+        """What a new request may hold."""
+        return self.total - self.held
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One movement of money.
+
+    Attributes:
+        id: rising.
+        account_id: whose books.
+        kind: ``grant``, ``top_up``, ``withdraw``, ``charge`` or ``refund``.
+        cause: what it was for; there is no other transfer with the same.
+        actor: who asked for it.
+        memo: a remark.
+        created_at: milliseconds since 1970.
+        moves: micro-units by book, summing to zero.
+    """
+
+    id: int
+    account_id: str
+    kind: str
+    cause: str
+    actor: str
+    memo: str
+    created_at: int
+    moves: Mapping[str, int]
+
+
+def open_account(db: Connection, *, now: int, unlimited: bool = False) -> str:
+    """Make an account with nothing in it and return its id."""
+    account_id = new_id("acct")
+    books = {"granted": 0, "paid": 0, "held": 0, "spent": 0, "issued": 0}
+    row = {"id": account_id, "status": "active", "unlimited": int(unlimited), "created_at": now}
+    db.execute(sa.insert(accounts).values(row | books))
+    return account_id
+
+
+def balance(db: Connection, account_id: str) -> Balance:
+    """What an account has.
+
+    Raises:
+        NotFoundError: there is no such account.
+    """
+    row = db.execute(sa.select(accounts).where(accounts.c.id == account_id)).one_or_none()
+    if row is None:
+        raise NotFoundError("account", account_id)
+    return Balance(row.granted, row.paid, row.held, row.spent, bool(row.unlimited), row.status)
+
+
+def set_status(db: Connection, account_id: str, status: str, *, actor: str, now: int) -> None:
+    """Suspend an account, or let it go on; what is under way ends as it would have.
+
+    Raises:
+        NotFoundError: there is no such account.
+    """
+    check_choice("status", status, STATUSES)
+    change = sa.update(accounts).where(accounts.c.id == account_id).values(status=status)
+    if db.execute(change).rowcount != 1:
+        raise NotFoundError("account", account_id)
+    audit.record(db, actor=actor, action=f"account.{status}", subject=account_id, now=now)
+
+
+def deposit(
+    db: Connection,
+    account_id: str,
+    *,
+    book: str,
+    amount: int,
+    cause: str,
+    actor: str,
+    now: int,
+    memo: str = "",
+) -> bool:
+    """Put money into an account, as a grant or as paid.
+
+    Args:
+        db: a write transaction.
+        account_id: into whose.
+        book: ``granted`` or ``paid``.
+        amount: micro-units, at least 1.
+        cause: names the reason, such as a receipt; the same one deposits once.
+        actor: who asks.
+        now: milliseconds since 1970.
+        memo: a remark.
+
+    Returns:
+        Whether money moved; not if this very deposit was made before.
+
+    Raises:
+        ConflictError: the cause was used for something else.
+        NotFoundError: there is no such account.
+    """
+    check_choice("book", book, tuple(_DEPOSITS))
+    check_integer("amount", amount, least=1)
+    kind = _DEPOSITS[book]
+    moves = {book: amount, "issued": -amount}
+    moved = post(db, account_id, kind, moves, cause=cause, actor=actor, memo=memo, now=now)
+    if moved:
+        detail = {"amount": amount, "cause": cause}
+        audit.record(
+            db, actor=actor, action=f"account.{kind}", subject=account_id, detail=detail, now=now
+        )
+    return moved
+
+
+def withdraw(
+    db: Connection,
+    account_id: str,
+    *,
+    book: str,
+    amount: int,
+    cause: str,
+    actor: str,
+    now: int,
+    memo: str = "",
+) -> bool:
+    """Take unspent money out again, the reverse of :func:`deposit`.
+
+    Raises:
+        InsufficientBalanceError: the book has not so much, or requests under way hold it.
+        ConflictError: the cause was used for something else.
+        NotFoundError: there is no such account.
+    """
+    check_choice("book", book, tuple(_DEPOSITS))
+    check_integer("amount", amount, least=1)
+    moves = {book: -amount, "issued": amount}
+    moved = post(db, account_id, "withdraw", moves, cause=cause, actor=actor, memo=memo, now=now)
+    if moved:
+        detail = {"amount": amount, "book": book, "cause": cause}
+        audit.record(
+            db, actor=actor, action="account.withdraw", subject=account_id, detail=detail, now=now
+        )
+    return moved
+
+
+def hold(db: Connection, account_id: str, amount: int) -> None:
+    """Set aside what a request may cost, in the one statement that also looks whether it is there.
+
+    Raises:
+        InsufficientBalanceError: it is not.
+        SuspendedError: the account may not be used.
+        NotFoundError: there is no such account.
+    """
+    columns = accounts.c
+    covered = columns.granted + columns.paid - columns.held >= amount
+    guarded = sa.and_(columns.id == account_id, columns.status == "active", covered)
+    change = sa.update(accounts).where(guarded).values(held=columns.held + amount)
+    if db.execute(change).rowcount == 1:
+        return
+    found = balance(db, account_id)
+    if found.status != "active":
+        raise SuspendedError("the account is suspended")
+    raise InsufficientBalanceError(amount, found.available)
+
+
+def post(
+    db: Connection,
+    account_id: str,
+    kind: str,
+    moves: Mapping[str, int],
+    *,
+    cause: str,
+    actor: str,
+    now: int,
+    memo: str = "",
+    release: int = 0,
+) -> bool:
+    """Write a transfer and change the account by it: the only place where money moves.
+
+    Args:
+        db: a write transaction.
+        account_id: whose books.
+        kind: one of the transfer kinds.
+        moves: micro-units by book, summing to zero; ``issued`` counts against what is issued.
+        cause: the same one moves money once.
+        actor: who asks.
+        now: milliseconds since 1970.
+        memo: a remark.
+        release: micro-units that are no longer held.
+
+    Returns:
+        Whether money moved; not if this very transfer was made before.
+
+    Raises:
+        ConflictError: the cause was used for another transfer.
+        InsufficientBalanceError: a book would go below zero, or a hold lose its cover.
+        NotFoundError: there is no such account.
+    """
+    moves = {book: amount for book, amount in moves.items() if amount}
+    if sum(moves.values()) or not moves or not set(moves) <= set(BOOKS):
+        raise ValueError(f"the moves {moves} do not balance, or name an unknown book")
+    row = {"account_id": account_id, "kind": kind, "actor": check_text("actor", actor)}
+    row |= {"cause": check_text("cause", cause), "memo": check_text("memo", memo, least=0)}
+    new = insert(db, transfers).values(**row, created_at=now)
+    new = new.on_conflict_do_nothing(index_elements=["cause"]).returning(transfers.c.id)
+    columns = accounts.c
+    if db.execute(sa.select(columns.id).where(columns.id == account_id)).one_or_none() is None:
+        raise NotFoundError("account", account_id)
+    number = db.execute(new).scalar_one_or_none()
+    if number is None:
+        known = _transfer_by_cause(db, cause)
+        if (known.account_id, known.kind, dict(known.moves)) != (account_id, kind, moves):
+            raise ConflictError(f"the cause {cause!r} was used for another transfer")
+        return False
+    after = {book: columns[book] + moves.get(book, 0) for book in ("granted", "paid", "spent")}
+    held = columns.held - release
+    covered = [value >= 0 for value in after.values()]
+    guard = sa.and_(columns.id == account_id, after["granted"] + after["paid"] >= held, *covered)
+    issued = columns.issued - moves.get("issued", 0)
+    change = sa.update(accounts).where(guard).values(**after, held=held, issued=issued)
+    if db.execute(change).rowcount != 1:
+        needed = sum(-moves.get(book, 0) for book in ("granted", "paid"))
+        raise InsufficientBalanceError(needed, balance(db, account_id).available)
+    lines = [
+        {"transfer_id": number, "book": book, "amount": amount} for book, amount in moves.items()
+    ]
+    db.execute(sa.insert(entries), lines)
+    return True
+
+
+def transfers_of(
+    db: Connection, account_id: str, *, before: int | None = None, limit: int = 100
+) -> list[Transfer]:
+    """An account's latest transfers, newest first; ``before`` an id, to go on where a page ended."""
+    query = sa.select(transfers).where(transfers.c.account_id == account_id)
+    if before is not None:
+        query = query.where(transfers.c.id < before)
+    query = query.order_by(transfers.c.id.desc())
+    rows = db.execute(query.limit(check_integer("limit", limit, least=1, most=1000))).all()
+    return _with_moves(db, rows)
+
+
+def moves_of(db: Connection, cause: str) -> dict[str, int]:
+    """Micro-units by book that the transfer of a cause has moved; empty if there is none."""
+    query = sa.select(entries.c.book, entries.c.amount).join(transfers)
+    return {row.book: row.amount for row in db.execute(query.where(transfers.c.cause == cause))}
+
+
+def _transfer_by_cause(db: Connection, cause: str) -> Transfer:
+    rows = db.execute(sa.select(transfers).where(transfers.c.cause == cause)).all()
+    return _with_moves(db, rows)[0]
+
+
+def _with_moves(db: Connection, rows: Any) -> list[Transfer]:
+    moves: dict[int, dict[str, int]] = {row.id: {} for row in rows}
+    if moves:
+        for line in db.execute(sa.select(entries).where(entries.c.transfer_id.in_(moves))):
+            moves[line.transfer_id][line.book] = line.amount
+    return [
+        Transfer(
+            row.id,
+            row.account_id,
+            row.kind,
+            row.cause,
+            row.actor,
+            row.memo,
+            row.created_at,
+            moves[row.id],
+        )
+        for row in rows
+    ]
