@@ -41,9 +41,13 @@ def check_text(field: str, value: object, *, most: int = MAX_NAME, least: int = 
         FieldError: not a string, too short or long, with a NUL or half of a surrogate pair.
     """
     if not isinstance(value, str) or not least <= len(value) <= most:
-        raise FieldError(field, f"is {value!r:.60}, allowed is a text of {least} to {most} characters")
+        raise FieldError(
+            field, f"is {value!r:.60}, allowed is a text of {least} to {most} characters"
+        )
     if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise FieldError(field, f"is {value!r:.60}, allowed is text without NUL and lone surrogates")
+        raise FieldError(
+            field, f"is {value!r:.60}, allowed is text without NUL and lone surrogates"
+        )
     return value
 
 

@@ -59,6 +59,8 @@ class Store:
     def write(self) -> Iterator[Connection]:
         """A transaction that is kept when the block ends and undone when it raises.
 
+        An error of this package has to leave the block: what was written before it must go.
+
         Raises:
             UnavailableError: the database cannot be written now. Nothing was kept, unless the
                 connection broke in the commit itself; repeating the block is safe for everything
@@ -137,7 +139,9 @@ def _sqlite(url: URL, timeout: float, pool_size: int) -> Engine:
         if not memory and mode != "delete":
             mode = connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0]
             if mode != "delete":
-                raise StoreError(f"{url.database}: the journal mode is {mode!r}, needed is 'delete'")
+                raise StoreError(
+                    f"{url.database}: the journal mode is {mode!r}, needed is 'delete'"
+                )
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA foreign_keys=ON")
         # Without it INSERT OR REPLACE would get past the triggers that forbid removal.

@@ -215,6 +215,13 @@ def hold(db: Connection, account_id: str, amount: int) -> None:
     raise InsufficientBalanceError(amount, found.available)
 
 
+def let_go(db: Connection, account_id: str, amount: int) -> None:
+    """Give back what a request had held and did not cost."""
+    columns = accounts.c
+    change = sa.update(accounts).where(columns.id == account_id)
+    db.execute(change.values(held=columns.held - amount))
+
+
 def post(
     db: Connection,
     account_id: str,
@@ -283,7 +290,7 @@ def post(
 def transfers_of(
     db: Connection, account_id: str, *, before: int | None = None, limit: int = 100
 ) -> list[Transfer]:
-    """An account's latest transfers, newest first; ``before`` an id, to go on where a page ended."""
+    """An account's latest transfers, newest first; with ``before`` those of lower ids."""
     query = sa.select(transfers).where(transfers.c.account_id == account_id)
     if before is not None:
         query = query.where(transfers.c.id < before)

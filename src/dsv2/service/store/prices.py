@@ -141,7 +141,9 @@ def current_price(db: Connection, model: str) -> Price:
     Raises:
         NotFoundError: the model has none, so it cannot be sold.
     """
-    query = _select().where(prices.c.model == model).order_by(prices.c.version.desc()).limit(1)
+    query = (
+        sa.select(prices).where(prices.c.model == model).order_by(prices.c.version.desc()).limit(1)
+    )
     row = db.execute(query).one_or_none()
     if row is None:
         raise NotFoundError("price for the model", model)
@@ -150,26 +152,14 @@ def current_price(db: Connection, model: str) -> Price:
 
 def price_by_id(db: Connection, number: int) -> Price:
     """The price that a reservation remembers."""
-    return _price(db.execute(_select().where(prices.c.id == number)).one())
+    return _price(db.execute(sa.select(prices).where(prices.c.id == number)).one())
 
 
 def list_prices(db: Connection) -> list[Price]:
     """All prices there ever were, by model and version."""
-    rows = db.execute(_select().order_by(prices.c.model, prices.c.version))
+    rows = db.execute(sa.select(prices).order_by(prices.c.model, prices.c.version))
     return [_price(row) for row in rows]
 
 
-def _select() -> sa.Select[Any]:
-    columns = prices.c
-    return sa.select(
-        columns.id,
-        columns.model,
-        columns.version,
-        columns.input,
-        columns.cached_input,
-        columns.output,
-    )
-
-
 def _price(row: sa.Row[Any]) -> Price:
-    return Price(*row)
+    return Price(row.id, row.model, row.version, row.input, row.cached_input, row.output)

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from dsv2.service.store import keys, ledger
-from dsv2.service.store.checks import check_integer, check_text
+from dsv2.service.store.checks import check_text
 from dsv2.service.store.engine import Store, insert
 from dsv2.service.store.errors import ConflictError, NotFoundError
 from dsv2.service.store.models import accounts, reservations
@@ -196,9 +196,7 @@ def renew(
     return open_ids
 
 
-def settle(
-    db: Connection, request_id: str, usage: Usage, *, finish: str, now: int
-) -> Reservation:
+def settle(db: Connection, request_id: str, usage: Usage, *, finish: str, now: int) -> Reservation:
     """End a request: charge what it took by the price of its beginning, give the rest back.
 
     The charge is never more than the hold. Granted money goes first. A request that has ended
@@ -249,7 +247,7 @@ def refund(db: Connection, request_id: str, *, actor: str, now: int) -> Reservat
         account_id, key_id = known.ask.account_id, known.ask.key_id
         ledger.post(db, account_id, "refund", moves, cause=cause, actor=actor, now=now)
         if key_id is not None:
-            keys.give_back(db, key_id, known.charge)
+            keys.give_back(db, key_id, known.charge, at=known.finished_at or now)
         add_to_day(
             db,
             day=day_of(known.finished_at or now),

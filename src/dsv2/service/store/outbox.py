@@ -1,0 +1,117 @@
+"""Settlements that the database did not take, kept in a folder until it does.
+
+One file for one request, on disk before ``put`` returns. Delivering is settling, and a request is
+settled once, so a crash between the two repeats nothing. Where even the folder cannot be written,
+the reservation stays open, and ``recover`` settles it for what was written down last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from dsv2.service.store.engine import Store
+from dsv2.service.store.errors import NotFoundError, UnavailableError
+from dsv2.service.store.prices import Usage
+from dsv2.service.store.reservations import Reservation, settle
+
+SUFFIX = ".settle.json"
+
+
+@dataclass(frozen=True)
+class Outbox:
+    """A folder of settlements, on the disk of the process that runs the requests.
+
+    Attributes:
+        folder: made when first needed; only its owner can read it.
+    """
+
+    folder: Path
+
+    def put(self, request_id: str, usage: Usage, *, finish: str, now: int) -> None:
+        """Keep a settlement, durably; the first one for a request stays.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        final = self.folder / (hashlib.sha256(request_id.encode()).hexdigest() + SUFFIX)
+        content = {
+            "request_id": request_id,
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "finish": finish,
+            "now": now,
+        }
+        fresh = final.with_name(f"{final.name}.tmp-{uuid4().hex[:12]}")
+        try:
+            with open(fresh, "x", encoding="utf-8") as file:
+                json.dump(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if not final.exists():
+                fresh.rename(final)
+        finally:
+            fresh.unlink(missing_ok=True)
+        _sync(self.folder)
+
+    def __len__(self) -> int:
+        """How many settlements wait."""
+        return len(self._waiting())
+
+    def deliver(self, store: Store) -> list[Reservation]:
+        """Settle what waits, and forget what was settled.
+
+        Returns:
+            What was settled. Settlements of requests that the database does not know, as after a
+            restore, stay in the folder under another name, ``*.unknown``.
+
+        Raises:
+            UnavailableError: the database still takes nothing; what is left waits on.
+        """
+        done = []
+        for file in self._waiting():
+            content = json.loads(file.read_text(encoding="utf-8"))
+            counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
+            usage = Usage(*(content[name] for name in counts))
+            request_id, finish, now = content["request_id"], content["finish"], content["now"]
+            try:
+                with store.write() as db:
+                    done.append(settle(db, request_id, usage, finish=finish, now=now))
+            except NotFoundError:
+                file.rename(file.with_name(file.name + ".unknown"))
+                continue
+            file.unlink()
+        return done
+
+    def _waiting(self) -> list[Path]:
+        return sorted(self.folder.glob("*" + SUFFIX))
+
+
+def settle_durably(
+    store: Store, outbox: Outbox, request_id: str, usage: Usage, *, finish: str, now: int
+) -> Reservation | None:
+    """Settle now, or keep the settlement for :meth:`Outbox.deliver`.
+
+    Returns:
+        The reservation as it ended; None if the database did not take it and the outbox has.
+    """
+    try:
+        with store.write() as db:
+            return settle(db, request_id, usage, finish=finish, now=now)
+    except UnavailableError:
+        outbox.put(request_id, usage, finish=finish, now=now)
+        return None
+
+
+def _sync(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
