@@ -2,19 +2,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 
-from dsv2.service.store import Store, migrations, open_store
+from dsv2.service.store import Store, migrations, models, open_store
 from tests.service.store import postgres
 
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
-    """The URL of a server whose database ``template`` has our tables."""
+    """The URL of a running server."""
     if postgres.programs() is None:
         message = (
             "POSTGRESQL IS NOT INSTALLED: the store was tested with SQLite only "
@@ -24,52 +22,51 @@ def postgres_server() -> Iterator[str]:
             pytest.fail(message)
         pytest.skip(message)
     with postgres.server() as url:
-        _create(url, "template", "template0")
-        store = open_store(str(_named(url, "template")))
-        migrations.upgrade(store)
-        store.close()
         yield url
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    file = tmp_path_factory.mktemp("store") / "template.db"
-    store = open_store(f"sqlite:///{file}")
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database of each kind with our tables."""
+    if request.param == "sqlite":
+        found = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
+    else:
+        found = request.getfixturevalue("postgres_server")
+    store = open_store(found)
     migrations.upgrade(store)
     store.close()
-    return file.read_bytes()
+    return found
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database of each kind with our tables and nothing in them."""
-    if request.param == "sqlite":
-        file = tmp_path / "store.db"
-        file.write_bytes(request.getfixturevalue("sqlite_template"))
-        return f"sqlite:///{file}"
-    server = request.getfixturevalue("postgres_server")
-    name = f"test_{uuid4().hex[:12]}"
-    _create(server, name, "template")
-    return str(_named(server, name))
+@pytest.fixture(scope="session")
+def _opened(url: str) -> Iterator[Store]:
+    # One for all tests: an engine learns SQLAlchemy's statements once.
+    store = open_store(url, timeout=30, pool_size=40)
+    yield store
+    store.close()
 
 
 @pytest.fixture
-def store(url: str) -> Iterator[Store]:
-    opened = open_store(url, timeout=30)
-    yield opened
-    opened.close()
+def store(_opened: Store) -> Store:
+    """A store with nothing in it."""
+    wipe(_opened)
+    return _opened
 
 
-def _named(url: str, name: str) -> sa.engine.URL:
-    return sa.engine.make_url(url).set(database=name)
-
-
-def _create(url: str, name: str, template: str) -> None:
-    engine = sa.create_engine(
-        sa.engine.make_url(url).set(drivername="postgresql+psycopg"),
-        isolation_level="AUTOCOMMIT",
-        poolclass=sa.pool.NullPool,
-    )
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
-    engine.dispose()
+def wipe(store: Store) -> None:
+    """Empty all tables, past the triggers that otherwise forbid it."""
+    tables = models.metadata.sorted_tables
+    with store.write() as db:
+        if not store.is_sqlite:
+            db.exec_driver_sql("SET LOCAL session_replication_role = replica")
+            names = ", ".join(table.name for table in tables)
+            db.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
+            return
+        triggers = db.execute(sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
+        found = list(triggers)
+        for name, _ in found:
+            db.exec_driver_sql(f"DROP TRIGGER {name}")
+        for table in reversed(tables):
+            db.execute(sa.delete(table))
+        for _, sql in found:
+            db.exec_driver_sql(sql)

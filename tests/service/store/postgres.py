@@ -51,8 +51,7 @@ def server() -> Iterator[str]:
             shutil.chown(home, user)
         data = home / "data"
         subprocess.run(
-            [folder / "initdb", "-D", data, "-U", "dsv2", "-A", "trust", "--no-sync"]
-            + ["--encoding=UTF8", "--locale=C"],
+            [folder / "initdb", "-D", data, "-U", "dsv2", "-A", "trust", "-E", "UTF8", "-N"],
             user=user,
             cwd=home,
             check=True,

@@ -9,9 +9,9 @@ from dsv2.service.store import Store, ledger, models, reservations
 from dsv2.service.store.errors import (
     BudgetError,
     ConflictError,
+    FieldError,
     InsufficientBalanceError,
     NotFoundError,
-    StoreError,
     SuspendedError,
 )
 from dsv2.service.store.keys import KeyLimits, get_key
@@ -148,12 +148,12 @@ def test_a_deposit_happens_once_for_its_cause(store: Store) -> None:
         deposit(db, "acct_0", "paid", 70)
 
 
-@pytest.mark.parametrize("amount", [0, -5, 1.5, True, 10**16])
-def test_amounts_are_positive_bounded_integers(store: Store, amount: int) -> None:
+def test_amounts_are_positive_bounded_integers(store: Store) -> None:
     with store.write() as db:
         who = customer(db)
-    with pytest.raises(StoreError, match="amount is .* allowed is an integer"), store.write() as db:
-        deposit(db, who.account_id, "paid", amount)
+        for amount in (0, -5, 1.5, True, 10**16):
+            with pytest.raises(FieldError, match=r"amount is .* allowed is an integer"):
+                deposit(db, who.account_id, "paid", amount)  # type: ignore[arg-type]
 
 
 def test_only_free_money_can_be_taken_out(store: Store) -> None:
@@ -280,38 +280,32 @@ def test_what_a_dead_process_leaves_is_settled_for_what_it_wrote_down(store: Sto
     assert [one.ask.id for one in reservations.recover(store, now=NOW, dead="new")] == ["mine"]
 
 
-@pytest.mark.parametrize("table", models.APPEND_ONLY)
-def test_what_is_written_in_the_books_stays(store: Store, table: str) -> None:
+def test_what_is_written_in_the_books_stays(store: Store) -> None:
     with store.write() as db:
         price(db)
         who = customer(db, paid=1000)
         reserve(db, who)
         settle(db)
-    target = models.metadata.tables[table]
-    column = next(iter(target.primary_key))
-    for statement in (sa.update(target).values({column: column}), sa.delete(target)):
-        with pytest.raises(sa.exc.DatabaseError, match="append-only"), store.write() as db:
-            db.execute(statement)
-    if store.is_sqlite:
-        copy = sa.insert(target).prefix_with("OR REPLACE")
+    for name in models.APPEND_ONLY:
+        table = models.metadata.tables[name]
+        column = next(iter(table.primary_key))
         with store.read() as db:
-            row = dict(db.execute(sa.select(target)).mappings().first() or {})
-        with pytest.raises(sa.exc.DatabaseError, match="append-only"), store.write() as db:
-            db.execute(copy.values(row))
+            row = dict(db.execute(sa.select(table)).mappings().first() or {})
+        statements = [sa.update(table).values({column: column}), sa.delete(table)]
+        if store.is_sqlite:
+            statements.append(sa.insert(table).prefix_with("OR REPLACE").values(row))
+        for statement in statements:
+            with pytest.raises(sa.exc.DatabaseError, match="append-only"), store.write() as db:
+                db.execute(statement)
 
 
-@pytest.mark.parametrize(
-    "values",
-    [{"paid": -1}, {"held": 1001}, {"spent": 1}, {"granted": 5}, {"issued": 0}],
-)
-def test_the_database_itself_keeps_the_books_balanced(
-    store: Store, values: dict[str, int]
-) -> None:
+def test_the_database_itself_keeps_the_books_balanced(store: Store) -> None:
     with store.write() as db:
         who = customer(db, paid=1000)
     change = sa.update(models.accounts).where(models.accounts.c.id == who.account_id)
-    with pytest.raises(sa.exc.IntegrityError), store.write() as db:
-        db.execute(change.values(values))
+    for values in ({"paid": -1}, {"held": 1001}, {"spent": 1}, {"granted": 5}, {"issued": 0}):
+        with pytest.raises(sa.exc.IntegrityError), store.write() as db:
+            db.execute(change.values(values))
 
 
 def test_disagreements_are_found(store: Store) -> None:

@@ -1,0 +1,191 @@
+"""Connection, revisions, and what the package imports and how it writes SQL."""
+
+from __future__ import annotations
+
+import ast
+import stat
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+import dsv2.service.store
+from dsv2.service.store import Store, StoreError, migrations, models, open_store
+from dsv2.service.store.errors import SchemaError, UnavailableError
+
+SOURCES = sorted(Path(dsv2.service.store.__file__).parent.glob("*.py"))
+
+
+def test_the_revisions_make_the_tables_of_the_models(store: Store) -> None:
+    with store.read() as db:
+        assert compare_metadata(MigrationContext.configure(db), models.metadata) == []
+        assert migrations.revision(db) == migrations.head()
+        checks = {
+            name: {check["name"] for check in sa.inspect(db).get_check_constraints(name)}
+            for name in models.metadata.tables
+        }
+    for name, table in models.metadata.tables.items():
+        wanted = {one.name for one in table.constraints if isinstance(one, sa.CheckConstraint)}
+        assert checks[name] == wanted, name
+    migrations.upgrade(store)
+    migrations.check(store)
+
+
+def test_a_database_of_another_revision_is_refused(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    with pytest.raises(SchemaError, match="revision None, this program needs 0001"):
+        migrations.check(store)
+    migrations.upgrade(store)
+    with store.write() as db:
+        db.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SchemaError, match="revision 9999"):
+        migrations.check(store)
+    with pytest.raises(SchemaError, match="revision 9999, which this program does not know"):
+        migrations.upgrade(store)
+    store.close()
+
+
+def test_processes_that_start_together_upgrade_once(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'a.db'}"
+    stores = [open_store(url) for _ in range(3)]
+    errors: list[BaseException] = []
+    gate = threading.Barrier(len(stores))
+
+    def start(store: Store) -> None:
+        gate.wait()
+        try:
+            # Alembic's context is one per process, so threads stand for processes one at a time.
+            with serial:
+                migrations.upgrade(store)
+            migrations.check(store)
+        except BaseException as error:
+            errors.append(error)
+
+    serial = threading.Lock()
+    threads = [threading.Thread(target=start, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    for store in stores:
+        store.close()
+
+
+def test_sqlite_is_set_up_for_money(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "a.db"
+    store = open_store(f"sqlite:///{file}")
+    with store.write() as db:
+        found = {
+            name: db.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "recursive_triggers")
+        }
+        assert found == {
+            "journal_mode": "delete",
+            "synchronous": 2,
+            "foreign_keys": 1,
+            "recursive_triggers": 1,
+        }
+        assert (file.parent / "a.db-journal").exists() is False
+        db.exec_driver_sql("CREATE TABLE t (a INTEGER) STRICT")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    # Somebody has switched it meanwhile: the next connection switches it back.
+    store.close()
+    other = sa.create_engine(f"sqlite:///{file}")
+    with other.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode=WAL").scalar_one() == "wal"
+    other.dispose()
+    with store.read() as db:
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "delete"
+    store.close()
+
+
+def test_a_float_gets_into_no_table(store: Store) -> None:
+    change = sa.text("UPDATE settings SET updated_at = 0.5")
+    with store.write() as db:
+        row = {"name": "a", "value": "1", "updated_at": 0}
+        db.execute(sa.insert(models.settings).values(row))
+        if store.is_sqlite:
+            with pytest.raises(sa.exc.IntegrityError, match="cannot store REAL"):
+                db.execute(change)
+        else:
+            db.execute(change)
+            found = db.execute(sa.select(models.settings.c.updated_at)).scalar_one()
+            assert isinstance(found, int)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "mysql://a@b/c", "sqlite+aiosqlite:///a.db"])
+def test_other_databases_are_refused(url: str) -> None:
+    with pytest.raises(StoreError, match=r"allowed are sqlite:///FILE and postgresql://"):
+        open_store(url)
+
+
+def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    store = open_store(f"postgresql://secret:word@/db?host={tmp_path}", timeout=1)
+    with pytest.raises(UnavailableError, match="not available") as caught, store.read():
+        pass
+    assert "word" not in str(caught.value)
+    assert "word" not in repr(store)
+
+
+def test_a_reader_sees_one_state(store: Store) -> None:
+    if store.is_sqlite:
+        pytest.skip("a reader of SQLite keeps writers out")
+    query = sa.select(sa.func.count()).select_from(models.settings)
+    row = {"name": "a", "value": "1", "updated_at": 0}
+    with store.read() as reading:
+        assert reading.execute(query).scalar_one() == 0
+        with store.write() as db:
+            db.execute(sa.insert(models.settings).values(row))
+        assert reading.execute(query).scalar_one() == 0
+
+
+def test_a_store_in_memory_stays_in_its_thread() -> None:
+    store = open_store("sqlite://")
+    errors: list[BaseException] = []
+
+    def use() -> None:
+        try:
+            with store.read():
+                pass
+        except BaseException as error:
+            errors.append(error)
+
+    with store.read():
+        pass
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join()
+    assert "thread" in str(errors)
+    store.close()
+
+
+def test_the_store_is_light() -> None:
+    program = "import sys, dsv2.service.store\n"
+    names = [f"dsv2.service.store.{file.stem}" for file in SOURCES if file.stem != "__init__"]
+    program += "".join(f"import {name}\n" for name in names)
+    program += "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "[]"
+
+
+def test_sql_is_never_put_together_from_values() -> None:
+    runs = {"text", "execute", "exec_driver_sql"}
+    assert len(SOURCES) > 10
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+                first = node.args[0]
+                composed = isinstance(first, ast.JoinedStr) or (
+                    isinstance(first, ast.BinOp) and not isinstance(first.op, ast.BitOr)
+                )
+                assert not (name in runs and composed), f"{file}:{node.lineno}"
