@@ -82,6 +82,8 @@ class Bank(RuleBasedStateMachine):
         for name in sorted(self.open):
             with self.store.write() as db:
                 reservations.release(db, name, finish="end", now=self.now)
+        with self.store.read() as db:
+            assert verify_books(db) == []
 
     def held(self, who: int) -> int:
         return sum(one.hold for one in self.open.values() if one.who == who)
@@ -219,7 +221,6 @@ class Bank(RuleBasedStateMachine):
     def the_books_are_as_remembered(self) -> None:
         with self.store.read() as db:
             assert sum_of_entries(db) == 0
-            assert verify_books(db) == []
             for who, purse in enumerate(self.purses):
                 person = self.people[who]
                 found = ledger.balance(db, person.account_id)
