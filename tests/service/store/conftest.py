@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -32,6 +33,16 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         found = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
     else:
         found = request.getfixturevalue("postgres_server")
+    store = open_store(found)
+    migrations.upgrade(store)
+    store.close()
+    return found
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """A database of SQLite of the test's own, with our tables."""
+    found = f"sqlite:///{tmp_path / 'own' / 'store.db'}"
     store = open_store(found)
     migrations.upgrade(store)
     store.close()

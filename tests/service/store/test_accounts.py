@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from dsv2.service.store import Store, audit, codes, keys, models, settings, users
+from dsv2.service.store import Store, audit, codes, keys, models, open_store, settings, users
 from dsv2.service.store.errors import (
     AuthenticationError,
     ConflictError,
     FieldError,
+    InsufficientBalanceError,
     NotFoundError,
     SuspendedError,
 )
 from dsv2.service.store.keys import KeyLimits
 from dsv2.service.store.ledger import balance, set_status, transfers_of
+from dsv2.service.store.reservations import release
 from dsv2.service.store.tokens import hash_token
 from tests.service.store.make import (
     NOW,
@@ -207,6 +209,31 @@ def test_a_revoked_or_expired_key_opens_nothing_from_that_moment(store: Store) -
     for someone in (who, brief):
         with pytest.raises(SuspendedError, match="the key has ended"), store.write() as db:
             reserve(db, someone, "r2", now=NOW + 10)
+
+
+def test_what_one_process_forbids_no_other_allows(store: Store, url: str) -> None:
+    other = open_store(url)
+    with store.write() as db:
+        price(db)
+        people = [customer(db, f"{name}@example.org", paid=200) for name in "abc"]
+    revoked, suspended, poor = people
+    for number, who in enumerate(people):
+        with other.write() as db:
+            assert keys.authenticate(db, who.token, now=NOW).key.id == who.key_id
+            reserve(db, who, f"r{number}")
+            release(db, f"r{number}", finish="abort", now=NOW)
+    with store.write() as db:
+        keys.revoke_key(db, revoked.account_id, revoked.key_id, actor="admin", now=NOW)
+        users.set_status(db, suspended.user_id, "suspended", actor="admin", now=NOW)
+        reserve(db, poor, "all of it")
+    for who in (revoked, suspended):
+        with other.read() as db, pytest.raises(AuthenticationError):
+            keys.authenticate(db, who.token, now=NOW)
+        with pytest.raises(SuspendedError), other.write() as db:
+            reserve(db, who, "next")
+    with pytest.raises(InsufficientBalanceError), other.write() as db:
+        reserve(db, poor, "next")
+    other.close()
 
 
 def test_keys_belong_to_their_account(store: Store) -> None:

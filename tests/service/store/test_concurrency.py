@@ -149,6 +149,7 @@ def kill_writers(store: Store, url: str, folder: Path, kills: int, seed: int) ->
         process.join()
         assert process.exitcode == -9
         running.append(begin())
+        assert_sound(store)
     for process, _ in running:
         process.kill()
         process.join()

@@ -131,8 +131,8 @@ def _name_of(store: Store) -> str:
 def _copy(source: str | Path, target: Path) -> None:
     """Copy a SQLite database whole, under its locks, so that others may use either meanwhile."""
     # Not read-only: what a killed writer has begun may have to be undone first.
-    reading = sqlite3.connect(f"{Path(source).resolve().as_uri()}?mode=rw", uri=True)
-    writing = sqlite3.connect(target)
+    reading = sqlite3.connect(f"{Path(source).resolve().as_uri()}?mode=rw", uri=True, timeout=0)
+    writing = sqlite3.connect(target, timeout=0)
     deadline = time.monotonic() + LOCK_SECONDS
 
     def give_up(status: int, remaining: int, total: int) -> None:
