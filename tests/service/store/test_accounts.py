@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import Connection
 
-from dsv2.service.store import Store, audit, codes, keys, models, open_store, settings, users
+from dsv2.service.store import (
+    Store,
+    audit,
+    codes,
+    keys,
+    models,
+    open_store,
+    prices,
+    settings,
+    users,
+)
 from dsv2.service.store.errors import (
     AuthenticationError,
     ConflictError,
@@ -16,8 +30,9 @@ from dsv2.service.store.errors import (
 )
 from dsv2.service.store.keys import KeyLimits
 from dsv2.service.store.ledger import balance, set_status, transfers_of
-from dsv2.service.store.reservations import release
+from dsv2.service.store.reservations import release, reservation
 from dsv2.service.store.tokens import hash_token
+from dsv2.service.store.usage import daily
 from tests.service.store.make import (
     NOW,
     PASSWORD,
@@ -188,6 +203,37 @@ def test_what_is_no_key_is_told_nothing(store: Store) -> None:
             with pytest.raises(AuthenticationError) as caught:
                 keys.authenticate(db, token, now=NOW)
             assert str(caught.value) == "the credentials are not valid"
+
+
+def test_strange_names_find_nothing_and_break_nothing(store: Store) -> None:
+    with store.write() as db:
+        who = customer(db)
+    strange = (*INJECTIONS, "\0", "a\0b", "\ud800", "x" * 100_000, who.key_id + " ")
+    lookups: dict[str, Callable[[Connection, str], object]] = {
+        "key": lambda db, name: keys.get_key(db, who.account_id, name),
+        "account": lambda db, name: keys.get_key(db, name, who.key_id),
+        "user": users.get_user,
+        "balance": balance,
+        "code": codes.get_code,
+        "price": prices.current_price,
+        "session": lambda db, name: users.session_user(db, name, now=NOW),
+        "request": reservation,
+    }
+    for lookup in lookups.values():
+        for name in strange:
+            with (
+                pytest.raises((NotFoundError, FieldError, AuthenticationError)),
+                store.read() as db,
+            ):
+                lookup(db, name)
+    for name in strange:
+        with contextlib.suppress(FieldError), store.read() as db:
+            assert audit.entries_of(db, name) == []
+            assert daily(db, first="2000-01-01", last="2100-01-01", model=name) == []
+    with pytest.raises(FieldError), store.read() as db:
+        audit.entries_of(db, before=2**70)
+    with store.read() as db:
+        assert [user.id for user in users.list_users(db)] == [who.user_id]
 
 
 def test_a_revoked_or_expired_key_opens_nothing_from_that_moment(store: Store) -> None:

@@ -291,9 +291,14 @@ def test_what_is_written_in_the_books_stays(store: Store) -> None:
         column = next(iter(table.primary_key))
         with store.read() as db:
             row = dict(db.execute(sa.select(table)).mappings().first() or {})
-        statements = [sa.update(table).values({column: column}), sa.delete(table)]
+        statements: list[sa.Executable] = [
+            sa.update(table).values({column: column}),
+            sa.delete(table),
+        ]
         if store.is_sqlite:
             statements.append(sa.insert(table).prefix_with("OR REPLACE").values(row))
+        else:
+            statements.append(sa.text(f"TRUNCATE {name} CASCADE"))
         for statement in statements:
             with pytest.raises(sa.exc.DatabaseError, match="append-only"), store.write() as db:
                 db.execute(statement)

@@ -20,11 +20,11 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from dsv2.service.store.errors import StoreError, UnavailableError
+from dsv2.service.store.errors import FieldError, StoreError, UnavailableError
 
 OLDEST_SQLITE = (3, 37, 0)
 """STRICT tables came with it; RETURNING and upserts are older."""
@@ -48,6 +48,7 @@ class Store:
 
         Raises:
             UnavailableError: the database cannot be read now.
+            FieldError: a text or a number was looked for that cannot be in it.
         """
         with _translated(), self.engine.connect() as connection:
             if not self.is_sqlite:
@@ -83,6 +84,9 @@ def _translated() -> Iterator[None]:
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", None) or error
         raise UnavailableError(f"the database is not available: {cause}") from error
+    except (DataError, UnicodeEncodeError, OverflowError) as error:
+        # What nobody can have stored, such as an id with a NUL: each database says it in its way.
+        raise FieldError("value", "cannot be stored or looked for") from error
 
 
 def insert(connection: Connection, table: sa.Table) -> Any:

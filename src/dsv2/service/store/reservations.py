@@ -111,6 +111,7 @@ def reserve(db: Connection, ask: Ask, *, owner: str, now: int, expires_at: int) 
         ConflictError: the id was used for another request.
     """
     check_text("id", ask.id)
+    check_text("model", ask.model)
     price = current_price(db, ask.model)
     most = worst_cost(price, ask.prompt_tokens, ask.completion_tokens)
     query = sa.select(accounts.c.unlimited).where(accounts.c.id == ask.account_id)

@@ -17,7 +17,7 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from sqlalchemy import Connection
 
 from dsv2.service.store import audit, ledger
-from dsv2.service.store.checks import check_choice, check_text, new_id
+from dsv2.service.store.checks import check_choice, check_integer, check_text, new_id
 from dsv2.service.store.engine import Store, insert
 from dsv2.service.store.errors import (
     AuthenticationError,
@@ -168,7 +168,8 @@ def find_user(db: Connection, email: str) -> User | None:
 def list_users(db: Connection, *, limit: int = 100, offset: int = 0) -> list[User]:
     """Users in the order in which they came."""
     query = sa.select(users).order_by(users.c.created_at, users.c.id)
-    return [_user(row) for row in db.execute(query.limit(limit).offset(offset))]
+    query = query.limit(check_integer("limit", limit, least=1, most=1000))
+    return [_user(row) for row in db.execute(query.offset(check_integer("offset", offset)))]
 
 
 def log_in(store: Store, email: str, password: str, *, now: int) -> tuple[User, str]:
