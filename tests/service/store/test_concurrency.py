@@ -18,6 +18,7 @@ from dsv2.service.store import (
     Store,
     codes,
     idempotency,
+    leases,
     ledger,
     migrations,
     models,
@@ -159,7 +160,7 @@ def kill_writers(store: Store, url: str, folder: Path, kills: int, seed: int) ->
 
 def assert_settled_by_name(store: Store, people: list[Customer]) -> None:
     """Recover what the dead have left: every request is charged for exactly what it took."""
-    reservations.recover(store, now=NOW + LEASE)
+    leases.recover(store, now=NOW + LEASE)
     assert_sound(store)
     seen = Counter()
     with store.read() as db:
@@ -174,7 +175,7 @@ def assert_settled_by_name(store: Store, people: list[Customer]) -> None:
         for who in people:
             assert ledger.balance(db, who.account_id).held == 0
     assert seen["settled", "stop"] > 0
-    assert reservations.recover(store, now=NOW + LEASE) == []
+    assert leases.recover(store, now=NOW + LEASE) == []
 
 
 def test_books_survive_killed_writers(store: Store, url: str, tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def kill_before_settling(store: Store, url: str, folder: Path, kills: int) -> No
         process.join()
         with store.read() as db:
             assert reservations.reservation(db, name).state == "open"
-    assert len(reservations.recover(store, now=NOW + LEASE)) == kills
+    assert len(leases.recover(store, now=NOW + LEASE)) == kills
     with store.read() as db:
         found = db.execute(sa.select(models.reservations)).all()
         assert len(found) == kills

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dsv2.service.store import Store, idempotency, reservations
+from dsv2.service.store import Store, idempotency, leases
 from dsv2.service.store.errors import ConflictError, FieldError
 from dsv2.service.store.idempotency import Answer, InProgressError, hash_request
 from dsv2.service.store.ledger import balance
@@ -91,10 +91,10 @@ def test_after_a_crash_the_next_attempt_takes_over_and_one_is_paid(
     begin(store, who, "r1")
     with store.write() as db:
         usage = {"r1": Usage(10, 0, 1)}
-        reservations.renew(db, "process", usage, expires_at=NOW + LEASE)
+        leases.renew(db, "process", usage, expires_at=NOW + LEASE)
     with pytest.raises(InProgressError):
         begin(store, who, "r2")
-    assert [one.charge for one in reservations.recover(store, now=NOW + LEASE)] == [120]
+    assert [one.charge for one in leases.recover(store, now=NOW + LEASE)] == [120]
     assert spent(store, who) == 120
     assert begin(store, who, "r2", now=NOW + LEASE) is None
     assert spent(store, who) == 0

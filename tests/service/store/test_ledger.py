@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from dsv2.service.store import Store, ledger, models, reservations
+from dsv2.service.store import Store, leases, ledger, models, reservations
 from dsv2.service.store.errors import (
     BudgetError,
     ConflictError,
@@ -256,7 +256,7 @@ def test_what_a_dead_process_leaves_is_settled_for_what_it_wrote_down(store: Sto
         reserve(db, who, "mine", owner="new")
         settle(db, "ended")
         later = NOW + LEASE
-        open_ids = reservations.renew(
+        open_ids = leases.renew(
             db,
             "old",
             {"begun": Usage(10, 0, 3), "ended": Usage(10, 0, 5), "mine": Usage(1, 0, 0)},
@@ -264,9 +264,9 @@ def test_what_a_dead_process_leaves_is_settled_for_what_it_wrote_down(store: Sto
         )
         assert open_ids == {"begun", "idle"}
         # Counts that come late are lower and change nothing.
-        reservations.renew(db, "old", {"begun": Usage(10, 0, 1)}, expires_at=later)
-    assert reservations.recover(store, now=later - 1, spare="new") == []
-    ended = reservations.recover(store, now=later, spare="new")
+        leases.renew(db, "old", {"begun": Usage(10, 0, 1)}, expires_at=later)
+    assert leases.recover(store, now=later - 1, spare="new") == []
+    ended = leases.recover(store, now=later, spare="new")
     assert [(one.ask.id, one.state, one.charge) for one in ended] == [
         ("begun", "settled", 160),
         ("idle", "released", 0),
@@ -277,7 +277,7 @@ def test_what_a_dead_process_leaves_is_settled_for_what_it_wrote_down(store: Sto
         assert balance(db, who.account_id).held == 200
         assert verify_books(db) == []
     # A process that is known to be dead need not have expired.
-    assert [one.ask.id for one in reservations.recover(store, now=NOW, dead="new")] == ["mine"]
+    assert [one.ask.id for one in leases.recover(store, now=NOW, dead="new")] == ["mine"]
 
 
 def test_what_is_written_in_the_books_stays(store: Store) -> None:

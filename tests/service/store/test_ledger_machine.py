@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from dsv2.service.store import Store, ledger, migrations, open_store, reservations
+from dsv2.service.store import Store, leases, ledger, migrations, open_store, reservations
 from dsv2.service.store.errors import BudgetError, InsufficientBalanceError
 from dsv2.service.store.keys import KeyLimits, get_key
 from dsv2.service.store.prices import Usage
@@ -195,7 +195,7 @@ class Bank(RuleBasedStateMachine):
         usage, one = Usage(prompt, 0, answer), self.open[name]
         expires_at = self.now + LEASE
         with self.store.write() as db:
-            found = reservations.renew(db, "process", {name: usage}, expires_at=expires_at)
+            found = leases.renew(db, "process", {name: usage}, expires_at=expires_at)
         assert found == self.open.keys()
         for other in self.open.values():
             other.expires_at = expires_at
@@ -206,7 +206,7 @@ class Bank(RuleBasedStateMachine):
     def recover(self, passed: int) -> None:
         self.now += passed
         left = sorted(name for name, one in self.open.items() if one.expires_at <= self.now)
-        ended = reservations.recover(self.store, now=self.now)
+        ended = leases.recover(self.store, now=self.now)
         assert [one.ask.id for one in ended] == left
         for one in ended:
             usage = self.open[one.ask.id].usage

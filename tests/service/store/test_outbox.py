@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dsv2.service.store import Store, models, open_store, reservations
+from dsv2.service.store import Store, leases, models, open_store, reservations
 from dsv2.service.store.errors import NotFoundError, UnavailableError
 from dsv2.service.store.ledger import balance
 from dsv2.service.store.outbox import Outbox, settle_durably
@@ -144,7 +144,7 @@ def test_a_full_disk_refuses_requests_and_keeps_the_books(tmp_path: Path, sqlite
     outbox.deliver(store)
     with store.read() as db:
         assert reservations.reservation(db, "r1").charge == 140
-    reservations.recover(store, now=NOW + LEASE)
+    leases.recover(store, now=NOW + LEASE)
     with store.read() as db:
         assert balance(db, who.account_id).held == 0
         assert verify_books(db) == []

@@ -14,7 +14,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from dsv2.service.store import Store, StoreError, codes, migrations, open_store, reservations
+from dsv2.service.store import (
+    Store,
+    StoreError,
+    codes,
+    leases,
+    migrations,
+    open_store,
+    reservations,
+)
 from dsv2.service.store.errors import ConflictError, UnavailableError
 from dsv2.service.store.prices import Usage
 from tests.service.store.make import LEASE, NOW, Customer, deposit, reserve
@@ -171,7 +179,7 @@ def live(url: str, people: list[Customer], name: str, ready: str) -> None:
                 reservations.release(db, request_id, finish="abort", now=NOW)
                 continue
             if fate == "write":
-                reservations.renew(db, name, {request_id: usage}, expires_at=NOW + LEASE)
+                leases.renew(db, name, {request_id: usage}, expires_at=NOW + LEASE)
         for _ in range(2):
             with store.write() as db:
                 reservations.settle(db, request_id, usage, finish="stop", now=NOW)
@@ -182,7 +190,7 @@ def finish_and_wait(url: str, who: Customer, name: str, ready: str) -> None:
     store = open_store(url, timeout=60)
     with store.write() as db:
         reserve(db, who, name, owner=name)
-        reservations.renew(db, name, {name: usage_of(name)}, expires_at=NOW + LEASE)
+        leases.renew(db, name, {name: usage_of(name)}, expires_at=NOW + LEASE)
     Path(ready).touch()
     try:
         with store.write() as db:

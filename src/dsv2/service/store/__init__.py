@@ -10,6 +10,7 @@ functions on a transaction: what belongs together goes into one ``with store.wri
 | ``ledger`` | the books of every account |
 | ``prices`` | what tokens cost |
 | ``reservations`` | money held for requests, charged once |
+| ``leases`` | what becomes of the requests of a process that dies |
 | ``outbox`` | settlements that wait for the database |
 | ``idempotency`` | answers to requests that are sent again |
 | ``codes`` | redemption codes |

@@ -129,7 +129,7 @@ def redeem(db: Connection, token: str, account_id: str, *, actor: str, now: int)
     if row is None:
         raise NotFoundError("usable redemption code", prefix_of(token[:64]))
     once = {"code_id": row.id, "account_id": account_id, "created_at": now}
-    new = insert(db, redemptions).values(once)
+    new = insert(db.dialect.name, redemptions).values(once)
     new = new.on_conflict_do_nothing(index_elements=["code_id", "account_id"])
     if db.execute(new.returning(redemptions.c.code_id)).scalar_one_or_none() is None:
         raise ConflictError("the account has redeemed this code")

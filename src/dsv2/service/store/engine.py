@@ -89,9 +89,9 @@ def _translated() -> Iterator[None]:
         raise FieldError("value", "cannot be stored or looked for") from error
 
 
-def insert(connection: Connection, table: sa.Table) -> Any:
+def insert(dialect: str, table: sa.Table) -> Any:
     """An INSERT that knows ON CONFLICT, which the two databases spell alike."""
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
 def open_store(url: str, *, timeout: float = 30.0, pool_size: int = 10) -> Store:

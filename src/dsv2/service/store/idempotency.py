@@ -90,7 +90,9 @@ def claim(
     db.execute(sa.delete(idempotency_keys).where(own, columns.expires_at <= now, _answered()))
     row = {"account_id": account_id, "key": key, "request_hash": request_hash}
     row |= {"request_id": request_id}
-    new = insert(db, idempotency_keys).values(**row, created_at=now, expires_at=expires_at)
+    new = insert(db.dialect.name, idempotency_keys).values(
+        **row, created_at=now, expires_at=expires_at
+    )
     new = new.on_conflict_do_nothing(index_elements=["account_id", "key"])
     if db.execute(new.returning(columns.key)).scalar_one_or_none() is not None:
         return None

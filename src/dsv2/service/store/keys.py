@@ -25,11 +25,52 @@ from dsv2.service.store.errors import (
     NotFoundError,
     SuspendedError,
 )
-from dsv2.service.store.models import PERIODS, accounts, api_keys, users
+from dsv2.service.store.models import INT, PERIODS, accounts, api_keys, users
 from dsv2.service.store.tokens import hash_token, new_token, prefix_of
 
 MAX_MODELS = 100
 _NOBODY = hash_token("")
+
+# A budget's period begins anew in the statement that first counts something in it. Of many requests
+# at midnight one does it, and a clock that is set back begins nothing.
+_START = sa.case(
+    (api_keys.c.budget_period == "day", sa.bindparam("day_start", type_=INT)),
+    (api_keys.c.budget_period == "month", sa.bindparam("month_start", type_=INT)),
+    else_=0,
+)
+_BEGUN = api_keys.c.window_start < _START
+_SPENT = sa.case((_BEGUN, 0), else_=api_keys.c.spent)
+_WINDOW = sa.case((_BEGUN, _START), else_=api_keys.c.window_start)
+_HOLD = (
+    sa.update(api_keys)
+    .where(
+        api_keys.c.id == sa.bindparam("which"),
+        api_keys.c.revoked_at.is_(None),
+        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > sa.bindparam("now")),
+        sa.or_(
+            api_keys.c.budget.is_(None),
+            _SPENT + api_keys.c.held + sa.bindparam("amount") <= api_keys.c.budget,
+        ),
+        api_keys.c.user_id.in_(sa.select(users.c.id).where(users.c.status == "active")),
+    )
+    .values(held=api_keys.c.held + sa.bindparam("amount"), spent=_SPENT, window_start=_WINDOW)
+)
+_SETTLE = (
+    sa.update(api_keys)
+    .where(api_keys.c.id == sa.bindparam("which"))
+    .values(
+        held=api_keys.c.held - sa.bindparam("release"),
+        spent=_SPENT + sa.bindparam("charge"),
+        window_start=_WINDOW,
+        last_used_at=sa.bindparam("now"),
+    )
+)
+_AUTHENTICATE = (
+    sa.select(api_keys, users.c.role, users.c.status, accounts.c.status.label("account_status"))
+    .join(users, users.c.id == api_keys.c.user_id)
+    .join(accounts, accounts.c.id == api_keys.c.account_id)
+    .where(api_keys.c.token_hash == sa.bindparam("wanted"))
+)
 
 
 @dataclass(frozen=True)
@@ -235,13 +276,7 @@ def authenticate(db: Connection, token: str, *, now: int) -> Caller:
         AuthenticationError: nobody's; the key has ended; or its user or account is suspended.
     """
     wanted = hash_token(token)
-    query = (
-        sa.select(api_keys, users.c.role, users.c.status, accounts.c.status.label("account_status"))
-        .join(users, users.c.id == api_keys.c.user_id)
-        .join(accounts, accounts.c.id == api_keys.c.account_id)
-        .where(api_keys.c.token_hash == wanted)
-    )
-    row = db.execute(query).one_or_none()
+    row = db.execute(_AUTHENTICATE, {"wanted": wanted}).one_or_none()
     same = hmac.compare_digest(_NOBODY if row is None else row.token_hash, wanted)
     if row is None or not same:
         raise AuthenticationError("unknown key")
@@ -254,15 +289,6 @@ def authenticate(db: Connection, token: str, *, now: int) -> Caller:
     return Caller(_key(row), row.role)
 
 
-def check_owner(db: Connection, key_id: str, account_id: str) -> None:
-    """Make sure that a key belongs to the account that is to pay.
-
-    Raises:
-        NotFoundError: the account has no such key.
-    """
-    get_key(db, account_id, key_id)
-
-
 def hold(db: Connection, key_id: str, amount: int, *, now: int) -> None:
     """Set aside part of a key's budget, if the key may be used and the budget has it.
 
@@ -270,21 +296,12 @@ def hold(db: Connection, key_id: str, amount: int, *, now: int) -> None:
         SuspendedError: the key has ended, or its user is suspended.
         BudgetError: the budget has not so much left.
     """
-    _roll(db, key_id, now)
-    columns = api_keys.c
-    active = sa.select(users.c.id).where(users.c.status == "active")
-    guard = sa.and_(
-        columns.id == key_id,
-        columns.revoked_at.is_(None),
-        sa.or_(columns.expires_at.is_(None), columns.expires_at > now),
-        sa.or_(columns.budget.is_(None), columns.spent + columns.held + amount <= columns.budget),
-        columns.user_id.in_(active),
-    )
-    if db.execute(sa.update(api_keys).where(guard).values(held=columns.held + amount)).rowcount:
+    if db.execute(_HOLD, {"which": key_id, "amount": amount, "now": now} | _starts(now)).rowcount:
         return
-    row = db.execute(sa.select(api_keys).where(columns.id == key_id)).one()
+    row = db.execute(sa.select(api_keys).where(api_keys.c.id == key_id)).one()
     ended = row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now)
-    left = None if row.budget is None else row.budget - row.spent - row.held
+    spent = 0 if row.window_start < window_start(row.budget_period, now) else row.spent
+    left = None if row.budget is None else row.budget - spent - row.held
     if ended or left is None or left >= amount:
         raise SuspendedError("the key has ended" if ended else "the key's user is suspended")
     raise BudgetError(amount, left)
@@ -292,10 +309,8 @@ def hold(db: Connection, key_id: str, amount: int, *, now: int) -> None:
 
 def settle(db: Connection, key_id: str, held: int, charge: int, *, now: int) -> None:
     """Turn what a request held of a budget into what it has cost, in the period of its end."""
-    _roll(db, key_id, now)
-    columns = api_keys.c
-    values = {"held": columns.held - held, "spent": columns.spent + charge, "last_used_at": now}
-    db.execute(sa.update(api_keys).where(columns.id == key_id).values(values))
+    amounts = {"which": key_id, "release": held, "charge": charge, "now": now}
+    db.execute(_SETTLE, amounts | _starts(now))
 
 
 def give_back(db: Connection, key_id: str, charge: int, *, at: int) -> None:
@@ -316,17 +331,8 @@ def window_start(period: str, now: int) -> int:
     return int(moment.timestamp()) * 1000
 
 
-def _roll(db: Connection, key_id: str, now: int) -> None:
-    """Begin the budget's period anew if another has come.
-
-    The old start is part of the statement, so of many requests at midnight one does it, and a
-    clock that is set back begins nothing.
-    """
-    columns = api_keys.c
-    query = sa.select(columns.budget_period).where(columns.id == key_id)
-    start = window_start(db.execute(query).scalar_one(), now)
-    change = sa.update(api_keys).where(columns.id == key_id, columns.window_start < start)
-    db.execute(change.values(spent=0, window_start=start))
+def _starts(now: int) -> dict[str, int]:
+    return {f"{period}_start": window_start(period, now) for period in ("day", "month")}
 
 
 def _limit_columns(limits: KeyLimits) -> dict[str, Any]:

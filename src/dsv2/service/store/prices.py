@@ -147,19 +147,20 @@ def current_price(db: Connection, model: str) -> Price:
     row = db.execute(query).one_or_none()
     if row is None:
         raise NotFoundError("price for the model", model)
-    return _price(row)
+    return price_of(row)
 
 
 def price_by_id(db: Connection, number: int) -> Price:
     """The price that a reservation remembers."""
-    return _price(db.execute(sa.select(prices).where(prices.c.id == number)).one())
+    return price_of(db.execute(sa.select(prices).where(prices.c.id == number)).one())
 
 
 def list_prices(db: Connection) -> list[Price]:
     """All prices there ever were, by model and version."""
     rows = db.execute(sa.select(prices).order_by(prices.c.model, prices.c.version))
-    return [_price(row) for row in rows]
+    return [price_of(row) for row in rows]
 
 
-def _price(row: sa.Row[Any]) -> Price:
+def price_of(row: Any) -> Price:
+    """A price from the columns of its table."""
     return Price(row.id, row.model, row.version, row.input, row.cached_input, row.output)

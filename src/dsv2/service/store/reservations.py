@@ -1,9 +1,7 @@
 """Requests and their money: held before they begin, charged once when they end.
 
 A reservation is made before any work, for the most its request can cost, and ends exactly once:
-settled for the tokens it took, or released. Its row stays as the record of the request. The process
-that runs requests renews its reservations and writes down from time to time what they have
-produced; what a dead process leaves behind is settled for that by ``recover``.
+settled for the tokens it took, or released. Its row stays as the record of the request.
 
 Rows are locked in one order, reservation, account, key, day, so that no two transactions wait for
 each other.
@@ -11,8 +9,8 @@ each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -20,18 +18,44 @@ from sqlalchemy import Connection
 
 from dsv2.service.store import keys, ledger
 from dsv2.service.store.checks import check_text
-from dsv2.service.store.engine import Store, insert
+from dsv2.service.store.engine import insert
 from dsv2.service.store.errors import ConflictError, NotFoundError
-from dsv2.service.store.models import accounts, reservations
-from dsv2.service.store.prices import (
-    Usage,
-    cost,
-    current_price,
-    price_by_id,
-    split,
-    worst_cost,
-)
+from dsv2.service.store.models import accounts, api_keys, prices, reservations
+from dsv2.service.store.prices import Price, Usage, cost, price_of, worst_cost
 from dsv2.service.store.usage import add_to_day, day_of
+
+# Every request runs these; SQLAlchemy reads a statement that it has seen before much faster.
+_LATEST = (
+    sa.select(prices.c.id)
+    .where(prices.c.model == sa.bindparam("model"))
+    .order_by(prices.c.version.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_CONDITIONS = (
+    sa.select(accounts.c.unlimited, api_keys.c.id.label("key_id"), prices)
+    .select_from(accounts)
+    .outerjoin(
+        api_keys,
+        sa.and_(api_keys.c.id == sa.bindparam("key"), api_keys.c.account_id == accounts.c.id),
+    )
+    .outerjoin(prices, prices.c.id == _LATEST)
+    .where(accounts.c.id == sa.bindparam("account"))
+)
+_WITH_PRICE = (
+    sa.select(
+        reservations, prices.c.version, prices.c.input, prices.c.cached_input, prices.c.output
+    )
+    .join(prices)
+    .where(reservations.c.id == sa.bindparam("which"))
+)
+_OUTCOME = ("state", "cost", "charge", "finish", "finished_at")
+_COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+_END = (
+    sa.update(reservations)
+    .where(reservations.c.id == sa.bindparam("which"), reservations.c.state == "open")
+    .values({name: sa.bindparam(f"new_{name}") for name in _OUTCOME + _COUNTS})
+)
 
 
 @dataclass(frozen=True)
@@ -112,42 +136,40 @@ def reserve(db: Connection, ask: Ask, *, owner: str, now: int, expires_at: int) 
     """
     check_text("id", ask.id)
     check_text("model", ask.model)
-    price = current_price(db, ask.model)
-    most = worst_cost(price, ask.prompt_tokens, ask.completion_tokens)
-    query = sa.select(accounts.c.unlimited).where(accounts.c.id == ask.account_id)
-    unlimited = db.execute(query).scalar_one_or_none()
-    if unlimited is None:
+    asked = {"account": ask.account_id, "key": ask.key_id, "model": ask.model}
+    found = db.execute(_CONDITIONS, asked).one_or_none()
+    if found is None:
         raise NotFoundError("account", ask.account_id)
-    hold = 0 if unlimited else most
-    row = {
-        "id": ask.id,
-        "account_id": ask.account_id,
-        "key_id": ask.key_id,
-        "model": ask.model,
-        "price_id": price.id,
-        "asked_prompt_tokens": ask.prompt_tokens,
-        "asked_completion_tokens": ask.completion_tokens,
-        "hold": hold,
-        "state": "open",
-        "owner": check_text("owner", owner),
-        "created_at": now,
-        "expires_at": expires_at,
-        "finish": "",
-    }
-    zeros = ("prompt_tokens", "cached_tokens", "completion_tokens", "cost", "charge", "refunded")
-    new = insert(db, reservations).values(row | dict.fromkeys(zeros, 0))
-    if ask.key_id is not None:
-        keys.check_owner(db, ask.key_id, ask.account_id)
-    new = new.on_conflict_do_nothing(index_elements=["id"]).returning(reservations.c.id)
-    if db.execute(new).scalar_one_or_none() is None:
+    if found.id is None:
+        raise NotFoundError("price for the model", ask.model)
+    if ask.key_id is not None and found.key_id is None:
+        raise NotFoundError("key", ask.key_id)
+    price = price_of(found)
+    most = worst_cost(price, ask.prompt_tokens, ask.completion_tokens)
+    made = Reservation(
+        ask=ask,
+        price_id=price.id,
+        hold=0 if found.unlimited else most,
+        state="open",
+        owner=check_text("owner", owner),
+        expires_at=expires_at,
+        usage=Usage(),
+        cost=0,
+        charge=0,
+        refunded=0,
+        finish="",
+        created_at=now,
+        finished_at=None,
+    )
+    if db.execute(_new(db.dialect.name), _columns(made)).scalar_one_or_none() is None:
         known = reservation(db, ask.id)
         if known.ask != ask:
             raise ConflictError(f"the id {ask.id!r} was used for another request")
         return known
-    ledger.hold(db, ask.account_id, hold)
+    ledger.hold(db, ask.account_id, made.hold)
     if ask.key_id is not None:
-        keys.hold(db, ask.key_id, hold, now=now)
-    return reservation(db, ask.id)
+        keys.hold(db, ask.key_id, made.hold, now=now)
+    return made
 
 
 def reservation(db: Connection, request_id: str) -> Reservation:
@@ -160,41 +182,7 @@ def reservation(db: Connection, request_id: str) -> Reservation:
     row = db.execute(query).one_or_none()
     if row is None:
         raise NotFoundError("reservation", request_id)
-    return _reservation(row)
-
-
-def renew(
-    db: Connection, owner: str, produced: Mapping[str, Usage], *, expires_at: int
-) -> frozenset[str]:
-    """Keep a process's reservations, and write down what its requests have produced so far.
-
-    One call for all requests of a process, every few seconds, is what a crash can lose.
-
-    Args:
-        db: a write transaction.
-        owner: the process.
-        produced: tokens by request; those that are not its own or not open are passed over.
-        expires_at: the new end of all its reservations.
-
-    Returns:
-        The requests of the process that are open. Any other has ended for the store, and nobody
-        would pay for its next token.
-    """
-    columns = reservations.c
-    own = sa.and_(columns.owner == owner, columns.state == "open")
-    query = sa.select(columns.id).where(own).order_by(columns.id).with_for_update()
-    open_ids = frozenset(db.execute(query).scalars())
-    db.execute(sa.update(reservations).where(own).values(expires_at=expires_at))
-    for request_id in sorted(open_ids & produced.keys()):
-        usage = produced[request_id]
-        # Counts that arrive late are lower, and must not take back higher ones.
-        change = sa.update(reservations).where(
-            columns.id == request_id,
-            columns.prompt_tokens <= usage.prompt_tokens,
-            columns.completion_tokens <= usage.completion_tokens,
-        )
-        db.execute(change.values(**_counts(usage)))
-    return open_ids
+    return reservation_of(row)
 
 
 def settle(db: Connection, request_id: str, usage: Usage, *, finish: str, now: int) -> Reservation:
@@ -216,12 +204,12 @@ def settle(db: Connection, request_id: str, usage: Usage, *, finish: str, now: i
     Raises:
         NotFoundError: nothing was ever reserved for it.
     """
-    return _end(db, request_id, "settled", usage, finish, now)
+    return end(db, request_id, "settled", usage, finish, now)
 
 
 def release(db: Connection, request_id: str, *, finish: str, now: int) -> Reservation:
     """End a request that nothing was done for: give the whole hold back. As :func:`settle`."""
-    return _end(db, request_id, "released", Usage(), finish, now)
+    return end(db, request_id, "released", Usage(), finish, now)
 
 
 def refund(db: Connection, request_id: str, *, actor: str, now: int) -> Reservation:
@@ -262,80 +250,43 @@ def refund(db: Connection, request_id: str, *, actor: str, now: int) -> Reservat
     return reservation(db, request_id)
 
 
-def recover(
-    store: Store, *, now: int, spare: str | None = None, dead: str | None = None
-) -> list[Reservation]:
-    """End what dead processes left open: charge what was written down, release what was not begun.
-
-    Each in a transaction of its own; any number of processes may do it at a time.
-
-    Args:
-        store: the database.
-        now: milliseconds since 1970; reservations that ended before are left behind.
-        spare: the calling process, which knows of its own requests that they live, whatever the
-            clock says.
-        dead: a process that is known to be dead; its reservations need not expire.
-
-    Returns:
-        What this call has ended.
-    """
-    columns = reservations.c
-    left = columns.expires_at <= now
-    if spare is not None:
-        left = sa.and_(left, columns.owner != spare)
-    if dead is not None:
-        left = sa.or_(left, columns.owner == dead)
-    left = sa.and_(left, columns.state == "open")
-    with store.read() as db:
-        found = db.execute(sa.select(columns.id).where(left).order_by(columns.id)).scalars().all()
-    ended = []
-    for request_id in found:
-        with store.write() as db:
-            # It may have been renewed or ended since it was found.
-            query = sa.select(reservations).where(columns.id == request_id, left)
-            row = db.execute(query.with_for_update()).one_or_none()
-            if row is None:
-                continue
-            usage = _reservation(row).usage
-            state = "released" if usage == Usage() else "settled"
-            ended.append(_end(db, request_id, state, usage, "recovered", now))
-    return ended
-
-
-def _end(
+def end(
     db: Connection, request_id: str, state: str, usage: Usage, finish: str, now: int
 ) -> Reservation:
+    """End an open request as ``settled`` or ``released``; what :func:`settle` does for both."""
     check_text("finish", finish)
-    known = reservation(db, request_id)
-    price = price_by_id(db, known.price_id)
+    row = db.execute(_WITH_PRICE, {"which": request_id}).one_or_none()
+    if row is None:
+        raise NotFoundError("reservation", request_id)
+    known = reservation_of(row)
+    price = Price(row.price_id, row.model, row.version, row.input, row.cached_input, row.output)
     full = cost(price, usage)
-    charge = min(full, known.hold)
-    columns = reservations.c
-    change = sa.update(reservations).where(columns.id == request_id, columns.state == "open")
-    outcome = {"state": state, "cost": full, "charge": charge, "finish": finish}
-    change = change.values(**outcome, **_counts(usage), finished_at=now)
-    if db.execute(change).rowcount != 1:
+    ended = replace(
+        known,
+        state=state,
+        usage=usage,
+        cost=full,
+        charge=min(full, known.hold),
+        finish=finish,
+        finished_at=now,
+    )
+    outcome = {"state": state, "cost": full, "charge": ended.charge, "finish": finish}
+    outcome |= {"finished_at": now} | counts_of(usage)
+    values = {f"new_{name}": value for name, value in outcome.items()}
+    if db.execute(_END, {"which": request_id} | values).rowcount != 1:
         return reservation(db, request_id)
     ask = known.ask
-    query = sa.select(accounts.c.granted).where(accounts.c.id == ask.account_id)
-    granted, paid = split(charge, db.execute(query.with_for_update()).scalar_one())
-    if charge:
-        moves = {"granted": -granted, "paid": -paid, "spent": charge}
-        cause = f"charge:{request_id}"
-        ledger.post(
-            db,
-            ask.account_id,
-            "charge",
-            moves,
-            cause=cause,
-            actor=known.owner,
-            release=known.hold,
-            now=now,
-        )
-    else:
-        ledger.let_go(db, ask.account_id, known.hold)
+    ledger.charge(
+        db,
+        ask.account_id,
+        ended.charge,
+        release=known.hold,
+        cause=f"charge:{request_id}",
+        actor=known.owner,
+        now=now,
+    )
     if ask.key_id is not None:
-        keys.settle(db, ask.key_id, known.hold, charge, now=now)
+        keys.settle(db, ask.key_id, known.hold, ended.charge, now=now)
     if state == "settled":
         add_to_day(
             db,
@@ -345,20 +296,24 @@ def _end(
             model=ask.model,
             requests=1,
             usage=usage,
-            charge=charge,
+            charge=ended.charge,
         )
-    return reservation(db, request_id)
+    return ended
 
 
-def _counts(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "cached_tokens": usage.cached_tokens,
-        "completion_tokens": usage.completion_tokens,
-    }
+@cache
+def _new(dialect: str) -> Any:
+    new = insert(dialect, reservations).on_conflict_do_nothing(index_elements=["id"])
+    return new.returning(reservations.c.id)
 
 
-def _reservation(row: Any) -> Reservation:
+def counts_of(usage: Usage) -> dict[str, int]:
+    """Tokens by the names of their columns."""
+    return {name: getattr(usage, name) for name in _COUNTS}
+
+
+def reservation_of(row: Any) -> Reservation:
+    """A reservation from the columns of its table."""
     ask = Ask(
         row.id,
         row.account_id,
@@ -382,3 +337,27 @@ def _reservation(row: Any) -> Reservation:
         created_at=row.created_at,
         finished_at=row.finished_at,
     )
+
+
+def _columns(made: Reservation) -> dict[str, Any]:
+    ask = made.ask
+    return {
+        "id": ask.id,
+        "account_id": ask.account_id,
+        "key_id": ask.key_id,
+        "model": ask.model,
+        "price_id": made.price_id,
+        "asked_prompt_tokens": ask.prompt_tokens,
+        "asked_completion_tokens": ask.completion_tokens,
+        "hold": made.hold,
+        "state": made.state,
+        "owner": made.owner,
+        "created_at": made.created_at,
+        "expires_at": made.expires_at,
+        **counts_of(made.usage),
+        "cost": made.cost,
+        "charge": made.charge,
+        "refunded": made.refunded,
+        "finish": made.finish,
+        "finished_at": made.finished_at,
+    }

@@ -63,7 +63,7 @@ def change_setting(db: Connection, name: str, value: Any, *, actor: str, now: in
         raise FieldError(name, f"is no setting, allowed are {', '.join(Settings.model_fields)}")
     changed = _checked(load_settings(db).model_dump() | {name: value})
     row = {"name": name, "value": json.dumps(value), "updated_at": now}
-    new = insert(db, settings).values(row)
+    new = insert(db.dialect.name, settings).values(row)
     kept = {"value": new.excluded.value, "updated_at": now}
     db.execute(new.on_conflict_do_update(index_elements=["name"], set_=kept))
     detail = {"value": value}

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -108,9 +109,14 @@ def add_to_day(
         "completion_tokens": usage.completion_tokens,
         "charge": charge,
     }
-    new = insert(db, usage_daily).values(names | counts)
+    db.execute(_add(db.dialect.name), names | counts)
+
+
+@cache
+def _add(dialect: str) -> Any:
+    new = insert(dialect, usage_daily)
     added = {name: usage_daily.c[name] + new.excluded[name] for name in _COUNTS}
-    db.execute(new.on_conflict_do_update(index_elements=list(names), set_=added))
+    return new.on_conflict_do_update(index_elements=list(usage_daily.primary_key), set_=added)
 
 
 def daily(

@@ -138,7 +138,9 @@ def add_user(
         "created_at": now,
         "password_changed_at": now,
     }
-    new = insert(db, users).values(row).on_conflict_do_nothing(index_elements=["email"])
+    new = (
+        insert(db.dialect.name, users).values(row).on_conflict_do_nothing(index_elements=["email"])
+    )
     if db.execute(new.returning(users.c.id)).scalar_one_or_none() is None:
         raise ConflictError("there is an account with this e-mail address")
     detail = {"role": role, "unlimited": unlimited}
