@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,16 +28,19 @@ def postgres_server() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
     """A database of each kind with our tables."""
-    if request.param == "sqlite":
-        found = f"sqlite:///{tmp_path_factory.mktemp('store') / 'store.db'}"
-    else:
-        found = request.getfixturevalue("postgres_server")
-    store = open_store(found)
-    migrations.upgrade(store)
-    store.close()
-    return found
+    # Nothing here outlives the tests, so SQLite may sync to memory instead of a disk.
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="dsv2-store-", dir=memory) as folder:
+        if request.param == "sqlite":
+            found = f"sqlite:///{folder}/store.db"
+        else:
+            found = request.getfixturevalue("postgres_server")
+        store = open_store(found)
+        migrations.upgrade(store)
+        store.close()
+        yield found
 
 
 @pytest.fixture

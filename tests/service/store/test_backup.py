@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from dsv2.service.store import Store, StoreError, backup, models, open_store
+from dsv2.service.store import Store, StoreError, backup, migrations, models, open_store
 from dsv2.service.store.errors import UnavailableError
 from dsv2.service.store.ledger import balance
 from dsv2.service.store.users import list_users
@@ -69,7 +69,7 @@ def test_a_backup_is_taken_and_brought_back_while_others_write(
         after = balance(db, who.account_id)
         customer(db, "later@example.org", paid=5)
         settle(db, "r2")
-    backup.restore(store, file)
+    assert backup.restore(store, file) == []
     with store.write() as db:
         assert [user.email for user in list_users(db)] == ["a@example.org"]
         found = balance(db, who.account_id)
@@ -91,13 +91,6 @@ def test_what_is_no_backup_changes_nothing(store: Store, who: Customer, tmp_path
         backup.back_up(store, good)
         whole = good.read_bytes()
         contents += [whole[: len(whole) // 2], whole[:20_000] + bytes(9000) + whole[29_000:]]
-        wrong = tmp_path / "wrong.db"
-        wrong.write_bytes(whole)
-        other = open_store(f"sqlite:///{wrong}")
-        with other.write() as db:
-            db.execute(sa.update(models.accounts).values(held=7))
-        other.close()
-        contents.append(wrong.read_bytes())
     for content in contents:
         bad.write_bytes(content)
         with pytest.raises(StoreError):
@@ -107,6 +100,32 @@ def test_what_is_no_backup_changes_nothing(store: Store, who: Customer, tmp_path
     with store.read() as db:
         assert balance(db, who.account_id).held == 200
         assert verify_books(db) == []
+
+
+def test_books_that_do_not_agree_can_be_saved_and_are_told_of(
+    store: Store, who: Customer, tmp_path: Path
+) -> None:
+    with store.write() as db:
+        db.execute(sa.update(models.accounts).values(held=7))
+    backup.back_up(store, tmp_path / "wrong")
+    [problem] = backup.restore(store, tmp_path / "wrong")
+    assert "hold 7, open reservations 200" in problem
+
+
+def test_a_backup_of_a_newer_program_is_refused(
+    store: Store, who: Customer, tmp_path: Path
+) -> None:
+    version = sa.text("UPDATE alembic_version SET version_num = :to")
+    with store.write() as db:
+        db.execute(version, {"to": "9999"})
+    try:
+        backup.back_up(store, tmp_path / "newer")
+    finally:
+        with store.write() as db:
+            db.execute(version, {"to": migrations.head()})
+    with pytest.raises(StoreError, match="revision 9999, which this program does not know"):
+        backup.restore(store, tmp_path / "newer")
+    migrations.check(store)
 
 
 def test_a_database_that_stays_locked_is_not_restored(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from uuid import uuid4
@@ -57,6 +58,12 @@ def memory() -> Store:
     with store.write() as db:
         price(db)
     return store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    memory().close()
 
 
 class Bank(RuleBasedStateMachine):

@@ -50,7 +50,7 @@ def back_up(store: Store, file: Path) -> None:
     try:
         if store.is_sqlite:
             _copy(_file_of(store), fresh)
-            _check_copy(fresh)
+            _check_whole(fresh)
         else:
             _run_tool(store, "pg_dump", ["--format=custom", "--no-owner", f"--file={fresh}"])
         with open(fresh, "rb") as written:
@@ -60,7 +60,7 @@ def back_up(store: Store, file: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def restore(store: Store, file: Path) -> None:
+def restore(store: Store, file: Path) -> list[str]:
     """Make the database what it was at a backup, whoever uses it meanwhile.
 
     Requests under way whose reservations the backup does not have can no longer be settled. An
@@ -70,20 +70,33 @@ def restore(store: Store, file: Path) -> None:
         store: the database; everything in it is replaced.
         file: a backup of the same kind of database.
 
+    Returns:
+        What :func:`verify_books` finds in it; nothing if its books are sound.
+
     Raises:
-        StoreError: the file is no sound backup; nothing was changed.
+        StoreError: the file is no whole backup, or of a newer program; nothing was changed.
         UnavailableError: the database cannot be written now.
     """
     if not file.is_file():
         raise StoreError(f"{file} is not there")
     if store.is_sqlite:
-        _check_copy(file)
+        _check_revision(file, _check_whole(file))
         _copy(file, Path(_file_of(store)))
     else:
+        rows = _run_tool(
+            store,
+            "pg_restore",
+            ["--data-only", "--table=alembic_version", "--file=-", str(file)],
+        )
+        # COPY writes one row a line, between its command and a line of a backslash and a point.
+        _, _, copied = rows.partition("FROM stdin;\n")
+        _check_revision(file, copied.split("\n")[0] or None)
         options = ["--clean", "--if-exists", "--no-owner", "--single-transaction"]
         options += ["--exit-on-error", f"--dbname={_name_of(store)}", str(file)]
         _run_tool(store, "pg_restore", options)
     migrations.upgrade(store)
+    with store.read() as db:
+        return verify_books(db)
 
 
 def export(store: Store, folder: Path) -> dict[str, int]:
@@ -149,27 +162,30 @@ def _copy(source: str | Path, target: Path) -> None:
         reading.close()
 
 
-def _check_copy(file: Path) -> None:
-    """Make sure that a file is a whole database of this program's, with books that agree."""
+def _check_whole(file: Path) -> str | None:
+    """Make sure that a file is an undamaged database, and return its revision."""
     store = open_store(f"sqlite:///{file}", timeout=5, pool_size=1)
     try:
         with store.read() as db:
             broken = db.exec_driver_sql("PRAGMA integrity_check(5)").scalars().all()
-            known = migrations.revision(db)
             if broken != ["ok"]:
                 raise StoreError(f"{file} is damaged: {'; '.join(broken)}")
-            if known is None:
-                raise SchemaError(f"{file} is no database of this program's")
-            if known == migrations.head() and (problems := verify_books(db)):
-                raise StoreError(f"the books in {file} do not agree: {'; '.join(problems[:3])}")
+            return migrations.revision(db)
     except (sqlite3.DatabaseError, sa.exc.DatabaseError, UnavailableError) as error:
         raise StoreError(f"{file} is no sound database: {error}") from error
     finally:
         store.close()
 
 
-def _run_tool(store: Store, tool: str, arguments: Sequence[str]) -> None:
-    """Run one of PostgreSQL's programs on the store's database.
+def _check_revision(file: Path, known: str | None) -> None:
+    if known is None:
+        raise SchemaError(f"{file} is no database of this program's")
+    if not migrations.knows(known):
+        raise SchemaError(f"{file} is at revision {known}, which this program does not know")
+
+
+def _run_tool(store: Store, tool: str, arguments: Sequence[str]) -> str:
+    """Run one of PostgreSQL's programs on the store's database and return what it prints.
 
     What it needs to connect goes through the environment: arguments can be read by everybody on
     the machine, and there is a password in it.
@@ -189,6 +205,7 @@ def _run_tool(store: Store, tool: str, arguments: Sequence[str]) -> None:
     )
     if result.returncode:
         raise StoreError(f"{tool} ended with {result.returncode}: {result.stderr.strip()[-500:]}")
+    return result.stdout
 
 
 def _connection_variables(url: URL) -> dict[str, str]:

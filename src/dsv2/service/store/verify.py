@@ -96,28 +96,25 @@ def _charges(db: Connection) -> list[str]:
 
 def _days(db: Connection) -> list[str]:
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
-    columns = reservations.c
-    query = sa.select(
-        columns.account_id,
-        sa.func.count(),
-        *(sa.func.sum(columns[name]) for name in counts),
-        sa.func.sum(columns.charge - columns.refunded),
-    ).where(columns.state == "settled")
-    single = {
-        row[0]: [int(v) for v in row[1:]] for row in db.execute(query.group_by(columns.account_id))
-    }
-    days = usage_daily.c
-    query = sa.select(
-        days.account_id,
-        *(sa.func.sum(days[name]) for name in ("requests", *counts, "charge")),
-    ).group_by(days.account_id)
-    summed = {row[0]: [int(v) for v in row[1:]] for row in db.execute(query)}
+    columns, days = reservations.c, usage_daily.c
+    who = (columns.account_id, sa.func.coalesce(columns.key_id, ""), columns.model)
+    amounts = [sa.func.sum(columns[name]) for name in counts]
+    amounts.append(sa.func.sum(columns.charge - columns.refunded))
+    query = sa.select(*who, sa.func.count(), *amounts).where(columns.state == "settled")
+    single = _sums(db, query.group_by(*who))
+    by = (days.account_id, days.key_id, days.model)
+    amounts = [sa.func.sum(days[name]) for name in ("requests", *counts, "charge")]
+    summed = _sums(db, sa.select(*by, *amounts).group_by(*by))
     return [
-        f"requests of account {account} sum to {single.get(account)}, its days to "
-        f"{summed.get(account)}"
-        for account in sorted(single.keys() | summed.keys())
-        if single.get(account) != summed.get(account)
+        f"requests of account, key and model {names} sum to {single.get(names)}, its days to "
+        f"{summed.get(names)}"
+        for names in sorted(single.keys() | summed.keys())
+        if single.get(names) != summed.get(names)
     ]
+
+
+def _sums(db: Connection, query: Any) -> dict[tuple[str, ...], list[int]]:
+    return {tuple(row[:3]): [int(value) for value in row[3:]] for row in db.execute(query)}
 
 
 def _by_owner(db: Connection, query: Any) -> dict[str, int]:

@@ -31,6 +31,13 @@ def head() -> str:
         return str(ScriptDirectory.from_config(_config(str(folder))).get_current_head())
 
 
+def knows(name: str) -> bool:
+    """Whether this program has a revision, and so can bring its tables to its own."""
+    with as_file(files(__name__)) as folder:
+        script = ScriptDirectory.from_config(_config(str(folder)))
+        return name in {one.revision for one in script.walk_revisions()}
+
+
 def revision(connection: Connection) -> str | None:
     """The revision of a database, None for an empty one."""
     return MigrationContext.configure(connection).get_current_revision()
