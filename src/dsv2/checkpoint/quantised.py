@@ -26,6 +26,7 @@ from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
     SafetensorsFile,
+    is_finite,
     write_safetensors,
 )
 from dsv2.checkpoint.weights import INDEX, PublishedFiles, locate_files, parameter_shapes
@@ -131,7 +132,7 @@ class QuantisedFiles:
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise ModelLoadError(f"parameter {name} holds NaN or infinity")
     return tensor
 

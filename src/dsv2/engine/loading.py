@@ -171,7 +171,10 @@ def structures(tokenizer: Tokenizer, vocab_size: int) -> StructureCompiler | Non
     """The compiler where llguidance is installed; without it the engine refuses structures."""
     if find_spec("llguidance") is None:
         return None
-    text = tokenizer.files()["tokenizer.json"].decode("utf-8")
+
+    def text() -> str:
+        return tokenizer.files()["tokenizer.json"].decode("utf-8")
+
     return StructureCompiler(text, vocab_size, tokenizer.eos_id)
 
 
