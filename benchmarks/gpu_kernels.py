@@ -185,6 +185,10 @@ def decode_variants(heads: int) -> list[mla_decode.DecodeTiles]:
     if heads > 16:
         cuts = [(64, 64, 8, 2), (64, 32, 8, 3), (64, 32, 8, 2), (64, 64, 8, 1), (64, 32, 8, 4)]
         others = [mla_decode.DecodeTiles(*cut) for cut in cuts]
+        others += [
+            mla_decode.DecodeTiles(*cut, transposed=True)
+            for cut in ((64, 64, 8, 2), (64, 64, 8, 1), (64, 32, 8, 3), (32, 64, 4, 2))
+        ]
     else:
         cuts = [(64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3), (32, 4, 3), (32, 4, 4), (32, 4, 5),
                 (32, 8, 3)]  # fmt: skip
