@@ -51,7 +51,7 @@ def decode_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
     if dtype == torch.float32:
         return DecodeTiles(rows=16, keys=16, warps=4, stages=1)
     if rows <= 16:
-        return DecodeTiles(rows=16, keys=64, warps=4, stages=2)
+        return DecodeTiles(rows=16, keys=32, warps=4, stages=3)
     return DecodeTiles(rows=64, keys=64, warps=8, stages=2)
 
 
