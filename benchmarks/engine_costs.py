@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--weights", default="int4")
     parser.add_argument("--threads", type=int, default=available_threads())
     parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--answer", type=int, default=256, help="tokens of a chat's first answer")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     config = find_config(options.model)
@@ -142,7 +143,7 @@ def main() -> None:
     machine = look(options.threads)
     print(f"{machine.date} {machine.commit} {machine.machine}, {options.threads} threads")
     print(json.dumps(python_share(make(True), timed, prompt, options.steps)), flush=True)
-    print(json.dumps(second_turn(make, config.vocab_size, 128, options.steps, options.rounds)))
+    print(json.dumps(second_turn(make, config.vocab_size, 128, options.answer, options.rounds)))
 
 
 if __name__ == "__main__":

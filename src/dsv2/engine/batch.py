@@ -42,5 +42,6 @@ def build_batch(works: Sequence[Work], device: torch.device) -> RaggedBatch:
         slots=torch.tensor(slots, dtype=torch.int32),
         logit_rows=torch.tensor(logit_rows, dtype=torch.int32),
         host_lengths=lengths,
+        host_totals=tuple(kv_len),
         generated=tuple(work.sequence.in_answer for work in works),
     ).to(device)

@@ -116,6 +116,7 @@ def paged(
         slots=slots.flatten().to(torch.int32),
         logit_rows=torch.arange(new - 1, total, new, dtype=torch.int32),
         host_lengths=(new,) * sequences,
+        host_totals=(past + new,) * sequences,
         generated=(generated,) * sequences,
     )
 

@@ -75,9 +75,10 @@ class LLM:
             and ``int6``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
             float32, else bfloat16.
         prefix_cache: share the cache of equal beginnings.
-        deterministic: never reuse the cache of generated tokens for a prompt, which was computed
-            in another form: answers are then the same on a cache hit, to the last bit. False makes
-            the next turn of a chat start faster.
+        deterministic: an answer's bits depend on its own request alone: never reuse the cache of
+            generated tokens for a prompt, which was computed in another form, and on a GPU fix the
+            order of every sum. False makes the next turn of a chat start faster, and a GPU run
+            faster throughout. None is True on a CPU, where sums are in order anyway.
         speculate: tokens to guess and verify in one step; 0 is off. The guesses come from earlier
             text, or from ``draft_model``.
         draft_model: a smaller model of the same vocabulary, as a folder or name like ``model``,
@@ -107,7 +108,7 @@ class LLM:
         cache_tokens: int | None = None,
         cache_dtype: str = "auto",
         prefix_cache: bool = True,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         speculate: int = 0,
         draft_model: str | Path | None = None,
         plan: MemoryPlan | None = None,
@@ -116,6 +117,8 @@ class LLM:
             raise ValueError("plan stands for dtype, cache_dtype and cache_tokens; give it or them")
         self.folder = resolve(model)
         self.device = pick_device(device)
+        if deterministic is None:
+            deterministic = self.device.type == "cpu"
         self.tokenizer = Tokenizer.from_folder(self.folder)
         draft_folder = find_draft(draft_model, speculate, self.folder, self.tokenizer)
         self.plan = plan or plan_folder(
@@ -123,7 +126,7 @@ class LLM:
             cache_tokens=cache_tokens, max_sequences=max_sequences,
             max_step_tokens=max_step_tokens,
         )  # fmt: skip
-        self.model = load(self.folder, self.plan, self.device, backend, threads)
+        self.model = load(self.folder, self.plan, self.device, backend, threads, deterministic)
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
         blocks = self.plan.cache_tokens // BLOCK_SIZE
@@ -145,7 +148,9 @@ class LLM:
                 max_step_tokens=max_step_tokens,
             )  # fmt: skip
             drafter = ModelDrafter(
-                Runner(load(draft_folder, own, self.device, backend, threads), blocks),
+                Runner(
+                    load(draft_folder, own, self.device, backend, threads, deterministic), blocks
+                ),
                 BlockPool(blocks),
                 ends,
                 speculate,

@@ -21,6 +21,7 @@ from dsv2.engine.plan import MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import Executor, make_executor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.registry import has
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
@@ -87,7 +88,8 @@ def plan_folder(
     """
     stored = stored_scheme(folder)
     dtype = _full_name(dtype)
-    if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
+    quantised = stored is not None or dtype in SCHEMES
+    if quantised and not (_is_packed(device, backend) and device.type == "cpu"):
         raise ValueError(
             f"weights in {stored or dtype} need backend 'cpu' on device cpu, "
             f"got {backend!r} on {device}"
@@ -104,7 +106,7 @@ def _plan(
     *, convert: bool,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
-    formats = WEIGHTS if packed else UNPACKED
+    formats = WEIGHTS if packed and device.type == "cpu" else UNPACKED
     if stored is not None:
         formats = (stored,)
     elif device.type == "cuda" and dtype == "auto":
@@ -124,7 +126,10 @@ def _plan(
 
 
 def _is_packed(device: torch.device, backend: str) -> bool:
-    return backend == "cpu" or (device.type == "cpu" and backend == "auto")
+    """Whether an executor runs whole layers on packed weights, in place of a ``Transformer``."""
+    if backend == "auto":
+        return device.type == "cpu" or has("executor", "triton")
+    return backend in ("cpu", "triton")
 
 
 def _full_name(dtype: str) -> str:
@@ -135,12 +140,13 @@ def _full_name(dtype: str) -> str:
 
 
 def load(
-    folder: Path, plan: MemoryPlan, device: torch.device, backend: str, threads: int | None
-) -> Transformer | PackedModel:
+    folder: Path, plan: MemoryPlan, device: torch.device, backend: str, threads: int | None,
+    deterministic: bool,
+) -> Transformer | PackedModel:  # fmt: skip
     """The model in a plan's formats, packed where the backend runs whole layers."""
     if not _is_packed(device, backend):
         return load_model(folder, dtype=plan.weights, device=device, backend=backend)
-    executor = make_executor(backend, device.type, threads)
+    executor = make_executor(backend, device, threads, deterministic=deterministic)
     return load_packed(folder, executor, weights=plan.weights, cache_format=plan.cache)
 
 
@@ -309,7 +315,7 @@ def _converted(
     progress: Callable[[int, int], None] | None,
 ) -> Path:  # fmt: skip
     def executor() -> Executor:
-        return make_executor("cpu", device.type, threads)
+        return make_executor("cpu", device, threads)
 
     copy, made = convert_once(
         folder,

@@ -32,6 +32,7 @@ _MODULES = {
     "triton": (
         "dsv2.kernels.triton.mla_decode",
         "dsv2.kernels.triton.mla_prefill",
+        "dsv2.kernels.triton.executor",
     ),
 }
 _NEEDS = {"triton": "triton"}

@@ -82,6 +82,8 @@ class CpuExecutor:
             raise BackendError(f"threads is {count}, allowed is at least 1")
         self._kernels = _kernels(best, count, os.getpid())
 
+    device = torch.device("cpu")
+
     @property
     def description(self) -> str:
         """The instruction set and the threads."""
@@ -315,6 +317,6 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @implements("executor", "cpu", ("cpu",))
-def cpu_executor(threads: int | None) -> CpuExecutor:
-    """The executor of backend ``cpu``."""
+def cpu_executor(device: torch.device, threads: int | None, deterministic: bool) -> CpuExecutor:
+    """The executor of backend ``cpu``, which is deterministic at no cost."""
     return CpuExecutor(threads)

@@ -1,0 +1,206 @@
+"""The GPU executor's layers against the readable executor; in the interpreter without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv2.checkpoint.weights import parameter_shapes
+from dsv2.kernels.executor import RoutingShape, make_executor
+from dsv2.kernels.reference_executor import choose_experts as choose_readably
+from dsv2.kernels.registry import BackendError
+from dsv2.kernels.triton.attention import STRETCH
+from dsv2.kernels.triton.executor import TritonExecutor
+from dsv2.kernels.triton.linear import product, stacked_product
+from dsv2.kernels.triton.router import choose_experts
+from dsv2.model.packed import PackedModel
+from dsv2.ragged import RaggedBatch
+from tests.kernels.layers import Draw, paged_batch, turn
+from tests.kernels.test_executor import REFERENCE, ROUTINGS, attend, close, fresh_cache, three_steps
+from tests.kernels.triton.place import DEVICE, draw
+from tests.tiny import tiny_config
+
+DTYPES = ["float32", pytest.param("bfloat16", marks=pytest.mark.gpu)]
+"""The interpreter multiplies no bf16."""
+TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
+
+
+SHORT = ((70, 5, 1), 9)
+"""Prompts for the interpreter: one of two blocks, and a second chunk of another."""
+
+
+def executors() -> list[Any]:
+    return [
+        pytest.param(TritonExecutor(DEVICE, deterministic), id=name)
+        for deterministic, name in ((False, "fast"), (True, "deterministic"))
+    ]
+
+
+def attend_there(
+    executor: TritonExecutor, layer: Any, steps: list[tuple[RaggedBatch, Tensor]], cache: Tensor,
+    form: str = "auto",
+) -> Tensor:  # fmt: skip
+    """:func:`tests.kernels.test_executor.attend` with tensors on the executor's device."""
+    handle = executor.pack_attention(layer)
+    cache_format = str(cache.dtype).removeprefix("torch.")
+    outputs = []
+    for batch, x in steps:
+        cos, sin = (part.to(DEVICE) for part in turn(batch, layer.shape.rope))
+        step = executor.begin(batch.to(DEVICE), cos, sin, form, cache_format)
+        own = x.to(DEVICE, copy=True)
+        executor.attention(handle, own, step, cache)
+        outputs.append(own.cpu() - x)
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("weights", DTYPES)
+@pytest.mark.parametrize(
+    ("deterministic", "sizes"),
+    [(False, {}), (True, {"q_lora": 64, "latent": 96, "heads": 3, "value": 64})],
+)
+def test_attention_equals_the_reference(
+    weights: str, deterministic: bool, sizes: dict[str, int]
+) -> None:
+    executor = TritonExecutor(DEVICE, deterministic)
+    layer = Draw(weights).attention(hidden=64, **sizes)
+    steps = three_steps(64, *SHORT)
+    ours, theirs = fresh_cache(layer, weights).to(DEVICE), fresh_cache(layer, weights)
+    got = attend_there(executor, layer, steps, ours)
+    expected = attend(REFERENCE, layer, steps, theirs, cache_format=weights)
+    close(got, expected, 2 * TOLERANCE[weights])
+    written = ~torch.isnan(theirs)
+    assert torch.equal(written, ~torch.isnan(ours.cpu()))
+    close(ours.cpu().float()[written], theirs.float()[written], 2 * TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+def test_a_form_that_is_asked_for(form: str) -> None:
+    layer = Draw("float32").attention(hidden=64)
+    cache = fresh_cache(layer, "float32").to(DEVICE)
+    got = attend_there(TritonExecutor(DEVICE), layer, three_steps(64, *SHORT), cache, form)
+    expected = attend(
+        REFERENCE, layer, three_steps(64, *SHORT), fresh_cache(layer, "float32"), form
+    )
+    close(got, expected, 2e-5)
+
+
+def test_long_beginnings_are_attended_to_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert STRETCH % 64 == 0
+    monkeypatch.setattr("dsv2.kernels.triton.attention.STRETCH", 64)
+    layer = Draw("float32").attention(hidden=64)
+    ours, theirs = (fresh_cache(layer, "float32") for _ in range(2))
+    steps = three_steps(64, (140, 3, 1), 20)
+    first, _ = steps[0]
+    assert first.block_table is not None
+    more = paged_batch([6], [140], [False])
+    places = torch.arange(140, 146)
+    slots = first.block_table[0].long()[places // 64] * 64 + places % 64
+    own = replace(more, block_table=first.block_table[:1], slots=slots.int())
+    steps = [steps[0], (own, Draw("float32", seed=3).normal(6, 64))]
+    got = attend_there(TritonExecutor(DEVICE), layer, steps, ours.to(DEVICE))
+    close(got, attend(REFERENCE, layer, steps, theirs), 2e-5)
+
+
+@pytest.mark.parametrize("weights", DTYPES)
+@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize("routing", [{}, ROUTINGS[1], ROUTINGS[3]])
+def test_feed_forward_equals_the_reference(
+    executor: TritonExecutor, weights: str, routing: dict[str, Any]
+) -> None:
+    numbers = Draw(weights)
+    moe = numbers.moe_layer(64, 64, **({"shared": 64} | routing))
+    dense = numbers.mlp_layer(64, 128)
+    for tokens in (1, 7):
+        x = numbers.normal(tokens, 64)
+        theirs = x.clone()
+        REFERENCE.moe(REFERENCE.pack_moe(moe), theirs)
+        ours = x.to(DEVICE, copy=True)
+        executor.moe(executor.pack_moe(moe), ours)
+        close(ours.cpu() - x, theirs - x, TOLERANCE[weights])
+    theirs, ours = x.clone(), x.to(DEVICE, copy=True)
+    REFERENCE.mlp(REFERENCE.pack_mlp(dense), theirs)
+    executor.mlp(executor.pack_mlp(dense), ours)
+    close(ours.cpu() - x, theirs - x, TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("routing", [*ROUTINGS, {"num_experts": 160, "num_experts_per_tok": 6,
+                         "num_groups": 8, "topk_group": 3, "group_score": "max"}])  # fmt: skip
+def test_routing_equals_the_reference(routing: dict[str, Any]) -> None:
+    numbers = Draw("float32", seed=5)
+    layer = numbers.moe_layer(**routing)
+    logits = numbers.normal(40, layer.routing.num_experts)
+    bias = layer.router_bias
+    ids, gates = choose_experts(
+        logits.to(DEVICE), layer.routing, None if bias is None else bias.to(DEVICE)
+    )
+    wanted, values = choose_readably(logits, layer.routing, bias)
+    assert torch.equal(ids.cpu().long(), wanted)
+    torch.testing.assert_close(gates.cpu(), values)
+
+
+def test_among_equal_scores_the_first_experts_win() -> None:
+    routing = RoutingShape(8, 3, 4, 2, "softmax", "max", False, 1.0)
+    ids, _ = choose_experts(torch.zeros(2, 8, device=DEVICE), routing, None)
+    assert ids.tolist() == [[0, 1, 2]] * 2
+
+
+def test_deterministic_products_do_not_depend_on_the_rows_beside() -> None:
+    x, w, gate = draw(70, 96), draw(40, 96, seed=1), draw(40, 96, seed=2)
+    whole = product(x, w, deterministic=True)
+    assert torch.equal(whole[66:67], product(x[66:67], w, deterministic=True))
+    torch.testing.assert_close(whole, x @ w.T, atol=1e-4, rtol=1e-4)
+    pair = stacked_product(x.unsqueeze(0), w.unsqueeze(0), gate.unsqueeze(0), deterministic=True)
+    expected = torch.nn.functional.silu(x @ gate.T) * (x @ w.T)
+    torch.testing.assert_close(pair[0], expected, atol=1e-3, rtol=1e-3)
+
+
+def test_the_packed_model_computes_what_the_reference_does() -> None:
+    config = tiny_config()
+    shapes = Draw("float32", seed=2)
+    kept: dict[str, Tensor] = {}
+    sizes = parameter_shapes(config)
+
+    def fetch(name: str) -> Tensor:
+        if name not in kept:
+            shape = sizes[name]
+            kept[name] = shapes.norm(*shape) if len(shape) == 1 else shapes.normal(
+                *shape, scale=shape[-1] ** -0.5
+            )  # fmt: skip
+        return kept[name]
+
+    batch = paged_batch([9, 4], [0, 0], [False, False], spare=1)
+    batch.tokens.copy_(torch.arange(13) % config.vocab_size)
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    found = []
+    for executor in (TritonExecutor(DEVICE), REFERENCE):
+        model = PackedModel(config, executor, fetch, weights="float32", cache_format="float32")
+        cache = [
+            torch.zeros(8, 64, width, device=executor.device)
+            for _ in range(config.num_hidden_layers)
+        ]
+        found.append(model(batch.to(executor.device), cache)[0].cpu())
+    close(found[0], found[1], 1e-4)
+
+
+def test_what_it_cannot_do_is_said() -> None:
+    executor = TritonExecutor(DEVICE)
+    with pytest.raises(BackendError, match="int4"):
+        executor.pack_linear(Draw("int4").weight(8, 64))
+    batch = paged_batch([2], [0], [False])
+    with pytest.raises(BackendError, match="int6"):
+        executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "auto", "int6")
+    with pytest.raises(BackendError, match="does not quantise"):
+        executor.quantise(torch.ones(2, 64), "int4")
+    with pytest.raises(ValueError, match="form 'folded'"):
+        executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "folded", "float32")
+
+
+@pytest.mark.gpu
+def test_the_registry_gives_it_for_a_gpu() -> None:
+    executor = make_executor("auto", "cuda", deterministic=False)
+    assert isinstance(executor, TritonExecutor)
+    assert not executor.deterministic
