@@ -95,6 +95,11 @@ class TritonExecutor:
 
     def __init__(self, device: torch.device, deterministic: bool = False) -> None:
         self.device, self.deterministic = device, deterministic
+        # Routing of what every token takes: expert 0, with a weight of one.
+        self._everybody = (
+            torch.zeros((VECTOR_TOKENS, 1), dtype=torch.int32, device=device),
+            torch.ones((VECTOR_TOKENS, 1), dtype=torch.float32, device=device),
+        )
 
     @property
     def description(self) -> str:
@@ -222,26 +227,34 @@ class TritonExecutor:
 
     def mlp(self, handle: _Mlp, x: Tensor) -> None:
         """Norm, SwiGLU, residual."""
-        x += self._swiglu(norm_rows(x, handle.norm, handle.eps, handle.mlp.w_up.dtype), handle.mlp)
+        self._add_swiglu(
+            x, norm_rows(x, handle.norm, handle.eps, handle.mlp.w_up.dtype), handle.mlp
+        )
 
     def moe(self, handle: _Moe, x: Tensor) -> None:
         """Norm, routing, experts, residual."""
-        normed = norm_rows(x, handle.norm, handle.eps, handle.experts.w_up.dtype)
-        logits = product(normed.float(), handle.router, deterministic=self.deterministic)
+        fixed, experts, shared = self.deterministic, handle.experts, handle.shared
+        normed = norm_rows(x, handle.norm, handle.eps, experts.w_up.dtype)
+        logits = wide_product(normed, handle.router, deterministic=fixed)
         ids, gates = choose_experts(logits, handle.routing, handle.bias)
-        x += run_experts(normed, ids, gates, handle.experts, deterministic=self.deterministic)
-        if handle.shared is not None:
-            x += self._swiglu(normed, handle.shared)
+        fits = shared is not None and shared.w_up.shape[1] % experts.w_up.shape[1] == 0
+        if 0 < x.shape[0] <= VECTOR_TOKENS and fits and not fixed:
+            experts_vector(normed, ids, gates, experts, shared=shared, into=x)
+            return
+        x += run_experts(normed, ids, gates, experts, deterministic=fixed)
+        if shared is not None:
+            self._add_swiglu(x, normed, shared)
 
-    def _swiglu(self, x: Tensor, weights: ExpertWeights) -> Tensor:
-        """One expert that every token takes."""
-        if x.shape[0] <= VECTOR_TOKENS and not self.deterministic:
-            nobody = torch.zeros((x.shape[0], 1), dtype=torch.int32, device=x.device)
-            return experts_vector(x, nobody, torch.ones_like(nobody, dtype=torch.float32), weights)
+    def _add_swiglu(self, into: Tensor, x: Tensor, weights: ExpertWeights) -> None:
+        """``into`` plus one expert that every token takes."""
+        if 0 < x.shape[0] <= VECTOR_TOKENS and not self.deterministic:
+            ids, gates = (part[: x.shape[0]] for part in self._everybody)
+            experts_vector(x, ids, gates, weights, into=into)
+            return
         gated = stacked_product(
             x.unsqueeze(0), weights.w_up, weights.w_gate, deterministic=self.deterministic
         )[0]
-        return product(gated, weights.w_down[0], deterministic=self.deterministic)
+        add_product(into, gated, weights.w_down[0], deterministic=self.deterministic)
 
     def linear(self, handle: Tensor, x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
         """Norm and product, in fp32."""

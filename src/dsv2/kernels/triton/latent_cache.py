@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv2.kernels.triton.launch import on_device, padded
+from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
 
 
 @triton.jit
@@ -25,8 +25,11 @@ def _prepare(
     q, kv, kv_norm, cos, sin, slots, cache, q_rope, q_stride, kv_stride, eps,
     H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
     H_PAD: tl.constexpr, HALF: tl.constexpr, C_PAD: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
+    if EARLY:
+        wait()
     slot = tl.load(slots + token).to(tl.int64)
     pair = tl.arange(0, HALF)
     real = pair < R // 2
@@ -88,6 +91,6 @@ def write_and_rotate(
             _prepare[(tokens,)](
                 q, kv, kv_norm, cos, sin, slots, cache, q_rope, q.stride(0), kv.stride(0), eps,
                 H=heads, N=nope, R=rope, C=latent, H_PAD=padded(heads), HALF=padded(rope // 2),
-                C_PAD=padded(latent), num_warps=4,
+                C_PAD=padded(latent), num_warps=4, **overlaps(q),
             )  # fmt: skip
     return q_rope

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsv2.kernels.triton.expert_order import ExpertOrder
 from dsv2.kernels.triton.grouped_gemm import FIXED_ROWS, expert_tiles, grouped_product
-from dsv2.kernels.triton.launch import on_device, padded
+from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
 
 VECTOR_TOKENS = 2
 """Up to this many tokens take the vector product."""
@@ -26,22 +26,32 @@ _COLUMNS = 4
 @triton.jit
 def _vector(
     x, weight, out, x_stride, D: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, ADD: tl.constexpr,
+    DEPTH: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """``out[t] (+)= weight x[t]`` of one token and a few columns, summed in fp32."""
     token = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    acc = tl.zeros([COLUMNS], dtype=tl.float32)
-    for start in range(0, D, DEPTH):
-        depth = start + tl.arange(0, DEPTH)
-        a = tl.load(x + token * x_stride + depth, mask=depth < D, other=0.0).to(tl.float32)
-        where = column.to(tl.int64)[:, None] * D + depth[None, :]
-        mask = (column < WIDTH)[:, None] & (depth < D)[None, :]
-        acc += tl.sum(tl.load(weight + where, mask=mask, other=0.0).to(tl.float32) * a[None, :], 1)
+    lines = column.to(tl.int64)[:, None] * D
+    real = column < WIDTH
+    depth = tl.arange(0, DEPTH)
+    # Weights are nobody's result: they are on their way while the kernel before ends.
+    b = tl.load(
+        weight + lines + depth[None, :], mask=real[:, None] & (depth < D)[None, :], other=0.0
+    )
+    if EARLY:
+        wait()
+    a = tl.load(x + token * x_stride + depth, mask=depth < D, other=0.0).to(tl.float32)
+    acc = tl.sum(b.to(tl.float32) * a[None, :], 1)
+    for start in range(DEPTH, D, DEPTH):
+        further = start + depth
+        a = tl.load(x + token * x_stride + further, mask=further < D, other=0.0).to(tl.float32)
+        mask = real[:, None] & (further < D)[None, :]
+        b = tl.load(weight + lines + further[None, :], mask=mask, other=0.0)
+        acc += tl.sum(b.to(tl.float32) * a[None, :], 1)
     target = out + token * WIDTH + column
     if ADD:
-        acc += tl.load(target, mask=column < WIDTH, other=0.0)
-    tl.store(target, acc.to(out.dtype.element_ty), mask=column < WIDTH)
+        acc += tl.load(target, mask=real, other=0.0)
+    tl.store(target, acc.to(out.dtype.element_ty), mask=real)
 
 
 def _vector_product(x: Tensor, weight: Tensor, out: Tensor, add: bool) -> None:
@@ -49,7 +59,7 @@ def _vector_product(x: Tensor, weight: Tensor, out: Tensor, add: bool) -> None:
     with on_device(x):
         _vector[(-(-width // _COLUMNS), x.shape[0])](
             x, weight, out, x.stride(0), D=depth, WIDTH=width, COLUMNS=_COLUMNS,
-            DEPTH=min(2048, padded(depth)), ADD=add, num_warps=4,
+            DEPTH=min(2048, padded(depth)), ADD=add, num_warps=4, **overlaps(x),
         )  # fmt: skip
 
 
@@ -101,9 +111,9 @@ def add_product(into: Tensor, x: Tensor, weight: Tensor, *, deterministic: bool 
 
 
 def wide_product(x: Tensor, weight: Tensor, *, deterministic: bool = False) -> Tensor:
-    """``x weight^T`` in fp32, the logits of a vocabulary."""
+    """``x weight^T`` in fp32: logits of a vocabulary, or, with ``weight`` in fp32, of a router."""
     if 0 < x.shape[0] <= VECTOR_TOKENS and not deterministic:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
         _vector_product(x, weight, out, False)
         return out
-    return product(x, weight, deterministic=deterministic).float()
+    return product(x.to(weight.dtype), weight, deterministic=deterministic).float()

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv2.kernels.executor import RoutingShape
-from dsv2.kernels.triton.launch import on_device
+from dsv2.kernels.triton.launch import on_device, overlaps, wait
 
 _GROUP_SCORES = {"none": 0, "max": 1, "top2_sum": 2}
 
@@ -30,9 +30,11 @@ def _choose(
     E: tl.constexpr, K: tl.constexpr, GROUPS: tl.constexpr, KEPT: tl.constexpr,
     G_PAD: tl.constexpr, M_PAD: tl.constexpr, K_PAD: tl.constexpr,
     SIGMOID: tl.constexpr, GROUP_SCORE: tl.constexpr, BIASED: tl.constexpr,
-    NORMALISE: tl.constexpr,
+    NORMALISE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
+    if EARLY:
+        wait()
     SIZE: tl.constexpr = E // GROUPS
     group = tl.arange(0, G_PAD)
     member = tl.arange(0, M_PAD)
@@ -97,7 +99,7 @@ def choose_experts(
                 G_PAD=_power(groups), M_PAD=_power(routing.num_experts // groups),
                 K_PAD=_power(chosen), SIGMOID=routing.score == "sigmoid",
                 GROUP_SCORE=_GROUP_SCORES[routing.group_score], BIASED=bias is not None,
-                NORMALISE=routing.normalise, num_warps=1,
+                NORMALISE=routing.normalise, num_warps=1, **overlaps(logits),
             )  # fmt: skip
     return ids, gates
 
