@@ -279,8 +279,8 @@ def combine_rows(rows: Tensor, weights: Tensor, order: ExpertOrder) -> Tensor:
 class VectorTiles:
     """Columns of a program and warps, for the two products of a few choices."""
 
-    gate_up: int = 4
-    down: int = 4
+    gate_up: int = 2
+    down: int = 2
     warps: int = 4
 
 
