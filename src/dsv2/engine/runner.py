@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dsv2.engine.cache import allocate_cache
+from dsv2.engine.graphs import DecodeGraphs, is_decode
 from dsv2.kernels.registry import select
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
@@ -20,13 +21,25 @@ class Runner:
         self.device = model.device
         if isinstance(model, Transformer):
             select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
-        self._cache = allocate_cache(model.config, num_blocks, model.cache_format, self.device)
+        # On a GPU there is one block more, which the rows that pad a graph write to.
+        graphs = isinstance(model, PackedModel) and self.device.type == "cuda"
+        self._cache = allocate_cache(
+            model.config, num_blocks + graphs, model.cache_format, self.device
+        )
+        self._graphs: DecodeGraphs | None = None
+        if isinstance(model, PackedModel) and graphs:
+            self._graphs = DecodeGraphs(model, self._cache, num_blocks)
 
     @torch.inference_mode()
     def forward(self, batch: RaggedBatch) -> Tensor:
-        """Write the batch's latents and return the last hidden states ``[T, D]``."""
+        """Write the batch's latents and return the last hidden states ``[T, D]``.
+
+        On a GPU those of generated tokens are valid until the next call.
+        """
         if isinstance(self.model, Transformer):
             return self.model.hidden(batch, self._cache)[0]
+        if self._graphs is not None and is_decode(batch):
+            return self._graphs.hidden(batch)
         return self.model.hidden(batch, self._cache)
 
     @torch.inference_mode()
