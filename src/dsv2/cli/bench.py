@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dsv2.engine.bench import Figure, ModelBench, Roof
+    from dsv2.engine.bench import Figure, ModelBench
+    from dsv2.kernels.timing import Roof
 
 bench = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Measure speed and memory on this machine."
@@ -29,6 +30,7 @@ Random = Annotated[
 Cache = Annotated[
     str, typer.Option("--cache", help="float32, bfloat16, int8, int6; auto: as the weights.")
 ]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Numbers = Annotated[str, typer.Option(help="Comma-separated.")]
@@ -52,21 +54,29 @@ def _bits(weights: str) -> int:
 
 
 def _model_bench(
-    model: str, weights: str, cache: str, random: bool, threads: int | None, longest: int
-) -> tuple[ModelBench, Roof, str]:
+    model: str, weights: str, cache: str, random: bool, device: str, threads: int | None,
+    longest: int,
+) -> tuple[ModelBench, Roof, str]:  # fmt: skip
     from dsv2.checkpoint import load_packed
     from dsv2.checkpoint.synthetic import synthetic_model
     from dsv2.cli.info import find_config
     from dsv2.engine.bench import ModelBench, measure_roof
-    from dsv2.kernels.cpu import CpuExecutor
+    from dsv2.engine.loading import pick_device
+    from dsv2.kernels.executor import make_executor
 
-    executor = CpuExecutor(threads)
+    place = pick_device(device)
+    on_gpu = place.type == "cuda"
+    # By name: the executor that auto falls back to without a fast one would be measured unasked.
+    executor = make_executor("triton" if on_gpu else "cpu", place.type, threads)
+    if weights == "auto" and (random or on_gpu):
+        weights = "bfloat16" if on_gpu else "int4"
     if random:
-        weights = "int4" if weights == "auto" else weights
-        packed = synthetic_model(find_config(model), executor, weights, cache_format=cache)
+        packed = synthetic_model(
+            find_config(model), executor, weights, cache_format=cache, device=place
+        )
     else:
         packed = load_packed(model, executor, weights=weights, cache_format=cache)
-    roof = measure_roof(executor, packed.weights)
+    roof = measure_roof(executor, packed.weights, place)
     title = f"{model} in {packed.description}, {packed.cache_format} cache"
     return ModelBench(packed, roof, longest), roof, title
 
@@ -102,13 +112,14 @@ def latency(
     random: Random = False,
     prompts: Numbers = "128,512",
     depths: Numbers = "128,1024,4096",
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """One sequence: prompts of some lengths, then single tokens at some depths."""
     lengths, places = _numbers(prompts), _numbers(depths)
     own, roof, title = _model_bench(
-        model, weights, cache, random, threads, max(*lengths, *places) + 1
+        model, weights, cache, random, device, threads, max(*lengths, *places) + 1
     )
     figures = [own.prefill(length) for length in lengths]
     figures += [own.decode(1, depth) for depth in places]
@@ -123,13 +134,14 @@ def throughput(
     random: Random = False,
     sequences: Numbers = "1,4,16,32",
     depth: Annotated[int, typer.Option(min=1, help="Tokens of each in the cache.")] = 128,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Several sequences at once, a token each per step."""
     counts = _numbers(sequences)
     longest = max(counts) * (depth + 64)
-    own, roof, title = _model_bench(model, weights, cache, random, threads, longest)
+    own, roof, title = _model_bench(model, weights, cache, random, device, threads, longest)
     _show(title, roof, [own.decode(count, depth) for count in counts], as_json)
 
 
@@ -162,16 +174,16 @@ def kernels(
 
 
 @bench.command()
-def memory(model: Model = "pocket", as_json: Json = False) -> None:
+def memory(model: Model = "pocket", device: Device = "cpu", as_json: Json = False) -> None:
     """What the weights and the cache of MODEL take in every format; nothing is loaded."""
     from dsv2.checkpoint.packed import WEIGHTS, cache_format_for
     from dsv2.checkpoint.quantised import stored_bytes
-    from dsv2.checkpoint.weights import available_bytes
     from dsv2.cli.info import find_config
     from dsv2.engine.cache import token_bytes
+    from dsv2.engine.loading import free_bytes, pick_device
     from dsv2.kernels.latent import LATENT_FORMATS
 
-    config, free = find_config(model), available_bytes()
+    config, free = find_config(model), free_bytes(pick_device(device))
     rows = {name: stored_bytes(config, name) for name in WEIGHTS}
     cached = {kind: token_bytes(config, kind) for kind in LATENT_FORMATS}
     if as_json:
