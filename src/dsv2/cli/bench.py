@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,24 +61,35 @@ def _model_bench(
 ) -> tuple[ModelBench, Roof, str]:  # fmt: skip
     from dsv2.checkpoint import load_packed
     from dsv2.checkpoint.synthetic import synthetic_model
+    from dsv2.checkpoint.weights import NAMED_DTYPES
     from dsv2.cli.info import find_config
     from dsv2.engine.bench import ModelBench, measure_roof
     from dsv2.engine.loading import pick_device
-    from dsv2.kernels.executor import make_executor
+    from dsv2.kernels.executor import Executor, make_executor
+    from dsv2.kernels.timing import measure_device
 
     place = pick_device(device)
     on_gpu = place.type == "cuda"
-    # By name: the executor that auto falls back to without a fast one would be measured unasked.
-    executor = make_executor("triton" if on_gpu else "cpu", place.type, threads)
+    executor: Executor
+    measure: Callable[[str], Roof]
+    if on_gpu:
+        # By name: what auto falls back to without a fast executor would be measured unasked.
+        executor, own = make_executor("triton", "cuda", threads), "bfloat16"
+        measure = lambda kind: measure_device(place, NAMED_DTYPES[kind])  # noqa: E731
+    else:
+        from dsv2.kernels.cpu import CpuExecutor
+
+        executor, own = CpuExecutor(threads), "int4"
+        measure = partial(measure_roof, executor)
     if weights == "auto" and (random or on_gpu):
-        weights = "bfloat16" if on_gpu else "int4"
+        weights = own
     if random:
         packed = synthetic_model(
             find_config(model), executor, weights, cache_format=cache, device=place
         )
     else:
         packed = load_packed(model, executor, weights=weights, cache_format=cache)
-    roof = measure_roof(executor, packed.weights, place)
+    roof = measure(packed.weights)
     title = f"{model} in {packed.description}, {packed.cache_format} cache"
     return ModelBench(packed, roof, longest), roof, title
 

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from dsv2.checkpoint.quantised import stored_shapes
 from dsv2.checkpoint.synthetic import synthetic_matrix
 from dsv2.checkpoint.weights import parameter_shapes
+from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import token_bytes
+from dsv2.engine.engine import Engine
+from dsv2.engine.request import Limits, Request, SamplingParams
 from dsv2.engine.runner import Runner
+from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import blocks_for
-from dsv2.kernels.cpu import CpuExecutor
-from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES
-from dsv2.kernels.timing import Roof, measure_device, step_seconds
+from dsv2.kernels.timing import Roof, step_seconds, wait
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import count
 from dsv2.model.packed import PackedModel
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
+
+if TYPE_CHECKING:  # A checkout that only a GPU computes with need not be built.
+    from dsv2.kernels.cpu import CpuExecutor
 
 CPU = torch.device("cpu")
 
@@ -51,19 +58,8 @@ class Figure:
         return self.limit / self.seconds
 
 
-def measure_roof(executor: Executor, weights: str, device: torch.device = CPU) -> Roof:
-    """The roof of the device that an executor computes on.
-
-    Of a CPU the best of several probes: other programs only ever make a machine look slower.
-
-    Args:
-        executor: of the device.
-        weights: the format that is multiplied.
-        device: a GPU multiplies in bf16, or in fp32 where the weights are.
-    """
-    if device.type == "cuda":
-        return measure_device(device, torch.float32 if weights == "float32" else torch.bfloat16)
-    assert isinstance(executor, CpuExecutor)
+def measure_roof(executor: CpuExecutor, weights: str) -> Roof:
+    """Best of several probes: other programs only ever make a machine look slower."""
     return Roof(
         read=max(executor.probe_read() for _ in range(5)),
         multiply=max(executor.probe_multiply(weights) for _ in range(5)),
@@ -206,3 +202,39 @@ def bench_linear(
         f"{weights} [{rows} x {columns}] x {tokens}", seconds, tokens / seconds,
         float(handle.bytes), operations, limit,
     )  # fmt: skip
+
+
+def engine_seconds(model: PackedModel, sequences: int, prompt: int, new: int) -> float:
+    """Seconds in which the engine answers some requests at once, greedily, from first to last.
+
+    It is what ``LLM.generate`` does but for the tokenizer. The same once before does not count:
+    kernels are compiled and graphs recorded there.
+
+    Args:
+        model: packed.
+        sequences: requests, each of its own random tokens.
+        prompt: tokens of each.
+        new: tokens of each answer.
+    """
+    vocab, context = model.config.vocab_size, prompt + new + 1
+    blocks = sequences * blocks_for(context)
+    scheduler = Scheduler(
+        BlockPool(blocks), max_step_tokens=max(8192, sequences), max_sequences=sequences
+    )
+    engine = Engine(Runner(model, blocks), scheduler, Limits(vocab, context), ends=())
+
+    def answer(turn: int) -> float:
+        params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
+        drawn = torch.randint(
+            vocab, (sequences, prompt), generator=torch.Generator().manual_seed(turn)
+        ).tolist()
+        start = time.perf_counter()
+        for number, ids in enumerate(drawn):
+            engine.add(Request(f"{turn}-{number}", tuple(ids), params))
+        while engine.has_work:
+            engine.step()
+        wait(model.device)
+        return time.perf_counter() - start
+
+    answer(0)
+    return answer(1)
