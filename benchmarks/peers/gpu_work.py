@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dsv2.engine.bench import step_bytes, step_operations
 from dsv2.engine.cache import token_bytes
 from dsv2.kernels.timing import Roof
+from dsv2.kernels.triton.bench import HERE
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import count
 
@@ -135,6 +138,36 @@ def _step(sequences: int, new: int, past: int, config: ModelConfig, roof: Roof) 
     moved = step_bytes(config, WEIGHTS, sequences * new, 0, WEIGHTS)
     moved += sequences * past * token_bytes(config, WEIGHTS)
     return roof.limit(moved, step_operations(config, sequences, new, past))
+
+
+H200 = Roof(read=4.24e12, multiply=776e12)
+"""The roof under which FlashInfer's times of ``PEER_US`` were measured."""
+
+
+def judge_kernel(result: Mapping[str, Any]) -> Verdict | None:
+    """Whether a kernel's result meets P10; None for one that nothing is owed on.
+
+    The decode kernel owes 90 % of FlashInfer's speed where memory is the limit and 70 % with 128
+    heads. Where FlashInfer was measured on an H200 instead of beside it, shares of the limits are
+    compared: ours of this device's, its of the H200's. Experts owe 55 % of the product's rate at
+    8192 tokens.
+    """
+    kernel, case = result["kernel"], result["case"]
+    if result["variant"] != "default" or result["failure"]:
+        return None
+    if kernel == "experts" and case == "8192 tokens":
+        return judge(Target("P10", share=0.55), result["fraction"], None)
+    if kernel != "mla_decode" or not result["peer_us"]:
+        return None
+    owed = 0.7 if case.startswith("128 x") else 0.9
+    ratio = result["peer_us"] / result["microseconds"]
+    if result["peer"] != HERE:
+        seconds = result["microseconds"] / 1e6
+        moved = result["gigabytes_s"] * 1e9 * seconds
+        operations = result["teraflops"] * 1e12 * seconds
+        theirs = H200.limit(moved, operations) / (result["peer_us"] / 1e6)
+        ratio = result["fraction"] / theirs
+    return judge(Target("P10", ratio=owed, peer=result["peer"]), None, ratio)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A child writes results with :func:`say`; what libraries print beside them is pas
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -41,6 +42,7 @@ def attempt(key: str, compute: Callable[[], Mapping[str, Any]]) -> None:
     except Exception as error:
         said = (str(error).strip().splitlines() or [""])[0]
         say(row=key, failure=f"{type(error).__name__}: {said}"[:200])
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -131,6 +133,8 @@ def _watch(
         finally:
             if timed_out or child.poll() is None:
                 _end(child, grace=0.0 if timed_out else 10.0)
+            reader.join()
+            child.stdout.close()
         if timed_out:
             return "timeout"
         code = child.returncode

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import torch
+
     from dsv2.engine.bench import Figure, ModelBench
     from dsv2.kernels.timing import Roof
 
@@ -166,13 +168,23 @@ def kernels(
     columns: Annotated[int, typer.Option(min=64)] = 2048,
     tokens: Numbers = "1,4,16,64,256",
     weights: Annotated[str, typer.Option(help="Comma-separated.")] = "float32,bfloat16,int8,int4",
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Matrices of every format times few and many rows of activations."""
+    """On a CPU matrices of every format times rows of activations, on a GPU every kernel.
+
+    GPU kernels are measured at published shapes; ROWS, COLUMNS, TOKENS and WEIGHTS are the CPU's.
+    """
     from dsv2.engine.bench import bench_linear, measure_roof
-    from dsv2.kernels.cpu import CpuExecutor
+    from dsv2.engine.loading import pick_device
     from dsv2.kernels.formats import SCHEMES
+
+    place = pick_device(device)
+    if place.type == "cuda":
+        _gpu_kernels(place, as_json)
+        return
+    from dsv2.kernels.cpu import CpuExecutor
 
     executor = CpuExecutor(threads)
     for name in weights.split(","):
@@ -184,6 +196,54 @@ def kernels(
             for count in _numbers(tokens)
         ]
         _show(executor.description, roof, figures, as_json)
+
+
+def _gpu_kernels(device: torch.device, as_json: bool, tiny: bool = False) -> None:
+    """Every Triton kernel against the reference and its roof, and the decode kernel to take."""
+    import torch
+
+    from dsv2.kernels.flashinfer import MARGIN
+    from dsv2.kernels.timing import measure_device
+    from dsv2.kernels.triton.bench import KernelBench
+    from dsv2.kernels.triton.bench_attention import faster_decode
+    from dsv2.kernels.triton.bench_cases import run_kernel_benches
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    roof = measure_device(device, dtype, tiny=tiny)
+    own = KernelBench(device, roof, tiny, quiet=True)
+    run_kernel_benches(own)
+    choices = faster_decode(own)
+    if as_json:
+        results = [asdict(one) for one in own.results]
+        typer.echo(json.dumps({"roof": asdict(roof), "results": results, "faster": choices}))
+        return
+    table = Table(title=f"kernels on {device}")
+    for name in ("kernel", "case", "variant", "us", "GB/s", "TFLOP/s", "of the roof", "error"):
+        table.add_column(name, justify="left" if name in ("kernel", "case", "variant") else "right")
+    for one in own.results:
+        if one.failure:
+            table.add_row(one.kernel, one.case, one.variant, "FAILED")
+            continue
+        error = "" if one.error is None else f"{one.error:.1e}"
+        table.add_row(
+            one.kernel, one.case, one.variant, f"{one.microseconds:,.1f}",
+            f"{one.gigabytes_s:,.0f}", f"{one.teraflops:,.1f}", f"{one.fraction:.0%}", error,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Roofs measured just now: copy {roof.read / 1e12:.2f} TB/s, "
+        f"product {roof.multiply / 1e12:.0f} TFLOP/s."
+    )
+    console.print(
+        "Backend auto decodes with triton. Faster by more than "
+        f"{MARGIN - 1:.0%}, to be asked for by name: "
+        + ", ".join(f"{case}: {backend}" for case, backend in choices.items())
+    )
+    for one in own.failed():
+        console.print(f"{one.kernel} {one.case} {one.variant}: {one.failure or 'wrong'}")
+    if own.failed():
+        raise typer.Exit(1)
 
 
 @bench.command()

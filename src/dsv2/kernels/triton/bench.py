@@ -16,6 +16,8 @@ Tiles = TypeVar("Tiles")
 
 TOLERANCE = 2e-2
 """Largest error against the reference, relative to its largest number."""
+HERE, ELSEWHERE = "FlashInfer in this run", "FlashInfer on an H200"
+"""What a peer's time is called: measured beside ours, or one that was measured there."""
 
 
 @dataclass(frozen=True)

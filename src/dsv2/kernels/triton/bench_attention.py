@@ -14,7 +14,7 @@ from torch import Tensor
 from dsv2.kernels import flashinfer, reference
 from dsv2.kernels.registry import available, select
 from dsv2.kernels.triton import mla_decode, mla_prefill
-from dsv2.kernels.triton.bench import KernelBench, describe, relative
+from dsv2.kernels.triton.bench import ELSEWHERE, HERE, KernelBench, describe, relative
 from dsv2.kernels.triton.launch import bounds
 from dsv2.shapes import BLOCK_SIZE
 
@@ -79,9 +79,7 @@ def bench_decode(bench: KernelBench, heads: int, sequences: int, cached: int) ->
     def timed(call: Callable[[Tensor], Tensor], variant: str) -> None:
         error = relative(call(tables[0])[rows], expected)
         calls = [partial(call, table) for table in tables]
-        bench.record(
-            "mla_decode", case, variant, calls, moved, flops, error, "FlashInfer fa3", peer
-        )
+        bench.record("mla_decode", case, variant, calls, moved, flops, error, peer_name, peer)
 
     def run_flashinfer() -> None:
         # A plan holds one table: it is made outside of what is timed, as for all layers of a step.
@@ -94,11 +92,12 @@ def bench_decode(bench: KernelBench, heads: int, sequences: int, cached: int) ->
         own = {table.data_ptr(): plan for table, plan in zip(tables, plans, strict=True)}
         timed(lambda table: own[table.data_ptr()].run(q_latent, q_rope, cache), "flashinfer")
 
-    peer = PEER_US.get((heads, sequences, cached))
+    peer, peer_name = PEER_US.get((heads, sequences, cached)), ELSEWHERE
     if available("flashinfer"):
         bench.attempt("mla_decode", case, "flashinfer", run_flashinfer)
         beside = bench.microseconds("mla_decode", case, "flashinfer")
-        peer = peer if beside is None else beside
+        if beside is not None:
+            peer, peer_name = beside, HERE
     default, *others = decode_variants(heads, bench.dtype)
     for deterministic in (False, True):
         variant = "deterministic" if deterministic else "default"
@@ -106,6 +105,19 @@ def bench_decode(bench: KernelBench, heads: int, sequences: int, cached: int) ->
     for tiles in bench.others([default, *others])[1:]:
         name = describe(tiles)
         bench.attempt("mla_decode", case, name, partial(run, tiles, False, name))
+
+
+def faster_decode(bench: KernelBench) -> dict[str, str]:
+    """For each measured case of the decode the backend that its times speak for."""
+    found = {}
+    for case in dict.fromkeys(one.case for one in bench.results if one.kernel == "mla_decode"):
+        times = {
+            backend: one / 1e6
+            for backend, variant in (("triton", "default"), ("flashinfer", "flashinfer"))
+            if (one := bench.microseconds("mla_decode", case, variant)) is not None
+        }
+        found[case] = flashinfer.faster(times)
+    return found
 
 
 def bench_prefill(bench: KernelBench, sequences: int, new: int, total: int, heads: int) -> None:
