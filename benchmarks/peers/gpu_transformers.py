@@ -4,22 +4,20 @@
 
 ``plain`` is an eager loop with a DynamicCache, ``compiled`` is ``generate`` with a StaticCache,
 which compiles the decode step by itself. Both have SDPA attention and grouped_mm experts. Requests
-are those of ``gpu_ours.py``; this file imports torch and transformers alone, and of this project
-only what has neither.
+are those of ``gpu_ours.py``, and so is the clock.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any
 
 import torch
 
 from benchmarks.peers.sections import attempt
+from dsv2.kernels.timing import step_seconds
 
 STEPS, PREFILLS, TRAINING_STEPS, GENERATED = 8, 3, 5, (8, 40)
 
@@ -37,24 +35,6 @@ def make_model(request: Mapping[str, Any]) -> Any:
             return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     finally:
         torch.set_default_dtype(default)
-
-
-def seconds_of(run: Callable[[], object], repeats: int, device: str) -> float:
-    """Median seconds of a call after one that does not count."""
-
-    def wait() -> None:
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-
-    run()
-    found = []
-    for _ in range(repeats):
-        wait()
-        start = time.perf_counter()
-        run()
-        wait()
-        found.append(time.perf_counter() - start)
-    return median(found)
 
 
 def filled_cache(model: Any, sequences: int, depth: int) -> Any:
@@ -79,7 +59,7 @@ def filled_cache(model: Any, sequences: int, depth: int) -> Any:
 @torch.inference_mode()
 def measure_plain(request: Mapping[str, Any]) -> None:
     """Decode steps, each of which feeds what the last has chosen, and prompts."""
-    model, device = make_model(request).eval(), request["device"]
+    model, device = make_model(request).eval(), torch.device(request["device"])
     vocab = model.config.vocab_size
     for row in request["rows"]:
 
@@ -89,28 +69,28 @@ def measure_plain(request: Mapping[str, Any]) -> None:
             count, tokens = row["sequences"], row["tokens"]
             if row["kind"] == "prefill":
 
-                def prefill() -> None:
+                def prefill(turn: int) -> None:
                     ids = torch.randint(vocab, (count, tokens), device=device)
                     cache = DynamicCache(config=model.config)
                     model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
-                seconds = seconds_of(prefill, PREFILLS, device)
+                seconds = step_seconds(prefill, PREFILLS, device)
                 return {"seconds": seconds, "tokens": count * tokens}
             cache = filled_cache(model, count, tokens)
             ids = torch.randint(vocab, (count, 1), device=device)
 
-            def step() -> None:
+            def step(turn: int) -> None:
                 out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
                 ids.copy_(out.logits[:, -1:].argmax(-1))
 
-            return {"seconds": seconds_of(step, STEPS, device), "tokens": count}
+            return {"seconds": step_seconds(step, STEPS, device), "tokens": count}
 
         attempt(row["key"], compute)
 
 
 def measure_compiled(request: Mapping[str, Any]) -> None:
     """What some more tokens of ``generate`` take, divided by their number: no prompt, no start."""
-    model, device = make_model(request).eval(), request["device"]
+    model, device = make_model(request).eval(), torch.device(request["device"])
     vocab = model.config.vocab_size
     few, many = request.get("generated", GENERATED)
     for row in request["rows"]:
@@ -118,8 +98,8 @@ def measure_compiled(request: Mapping[str, Any]) -> None:
         def compute(row: Mapping[str, Any] = row) -> dict[str, Any]:
             count, tokens = row["sequences"], row["tokens"]
 
-            def generate(new: int) -> Callable[[], object]:
-                def run() -> object:
+            def generate(new: int) -> Callable[[int], object]:
+                def run(turn: int) -> object:
                     ids = torch.randint(vocab, (count, tokens), device=device)
                     return model.generate(
                         ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
@@ -131,9 +111,8 @@ def measure_compiled(request: Mapping[str, Any]) -> None:
 
             run_many = generate(many)
             # The longer first: the shorter then takes its cache, and nothing is compiled anew.
-            run_many()
-            longer = seconds_of(run_many, 3, device)
-            shorter = seconds_of(generate(few), 3, device)
+            longer = step_seconds(run_many, 3, device)
+            shorter = step_seconds(generate(few), 3, device)
             return {"seconds": (longer - shorter) / (many - few), "tokens": count}
 
         attempt(row["key"], compute)
@@ -141,7 +120,7 @@ def measure_compiled(request: Mapping[str, Any]) -> None:
 
 def measure_training(request: Mapping[str, Any]) -> None:
     """Forward, backward and fused AdamW on bf16 weights and moments: fewer bytes than ours."""
-    device = request["device"]
+    device = torch.device(request["device"])
     for row in request["rows"]:
 
         def compute(row: Mapping[str, Any] = row) -> dict[str, Any]:
@@ -151,12 +130,12 @@ def measure_training(request: Mapping[str, Any]) -> None:
                 model.config.vocab_size, (row["sequences"], row["tokens"]), device=device
             )
 
-            def step() -> None:
+            def step(turn: int) -> None:
                 model(ids, labels=ids, use_cache=False).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
 
-            return {"seconds": seconds_of(step, TRAINING_STEPS, device), "tokens": ids.numel()}
+            return {"seconds": step_seconds(step, TRAINING_STEPS, device), "tokens": ids.numel()}
 
         attempt(row["key"], compute)
 
