@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence as Rows
 from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dsv2.engine.sequence import UNKNOWN, Work
+from dsv2.engine.sequence import UNKNOWN, Sequence, Work
 from dsv2.engine.transfer import Section, buffer_bytes, host_buffer, views
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
 
-def build_batch(works: Sequence[Work], device: torch.device) -> RaggedBatch:
+def build_batch(works: Rows[Work], device: torch.device) -> RaggedBatch:
     """The batch of a plan; logits are wanted where a next token is to be chosen.
 
     Everything goes to ``device`` in one copy, for which the host does not wait. A token that is
@@ -64,12 +65,12 @@ def build_batch(works: Sequence[Work], device: torch.device) -> RaggedBatch:
     )
 
 
-def slot(blocks: Sequence[int], place: int) -> int:
+def slot(blocks: Rows[int], place: int) -> int:
     """The cache slot of the token at ``place`` of a sequence with these blocks."""
     return blocks[place // BLOCK_SIZE] * BLOCK_SIZE + place % BLOCK_SIZE
 
 
-def padded_table(tables: Sequence[Sequence[int]], width: int, filler: int) -> np.ndarray:
+def padded_table(tables: Rows[Rows[int]], width: int, filler: int) -> np.ndarray:
     """Rows of blocks as ``[B, width]`` int32, with ``filler`` behind each row's own."""
     flat: list[int] = []
     for blocks in tables:
@@ -78,12 +79,12 @@ def padded_table(tables: Sequence[Sequence[int]], width: int, filler: int) -> np
     return np.array(flat, dtype=np.int32).reshape(len(tables), width)
 
 
-def sources(works: Sequence[Work], rows: dict[object, int]) -> list[int] | None:
+def sources(works: Rows[Work], rows: Mapping[Sequence, int]) -> list[int] | None:
     """For each token of a plan the row of the step before whose choice it is, or -1.
 
     Args:
         works: the plan.
-        rows: of the sequences whose last token is still unknown.
+        rows: that row of each sequence whose last token is still unknown.
 
     Returns:
         T numbers, or None where every token is known.

@@ -100,12 +100,13 @@ def fill_inputs(
     spare = rows - count
     sequences = [work.sequence for work in works]
     places = [one.computed for one in sequences]
+    tokens = [max(work.tokens()[0], 0) for work in works]
     params = [one.request.params for one in sequences]
     slots = [slot(one.blocks, place) for one, place in zip(sequences, places, strict=True)]
     columns = (
         (inputs.seeds, [one.seed for one in sequences], 0),
         (inputs.temperatures, [one.temperature for one in params], 0.0),
-        (inputs.tokens, [max(one.tokens[place], 0) for one, place in zip(sequences, places)], 0),
+        (inputs.tokens, tokens, 0),
         (inputs.positions, places, 0),
         (inputs.kv_len, [place + 1 for place in places], 1),
         (inputs.slots, slots, scratch * BLOCK_SIZE),
@@ -124,7 +125,10 @@ Outputs = tuple[Tensor, Tensor]
 class Captured(Protocol):
     """A captured step."""
 
-    outputs: Outputs
+    @property
+    def outputs(self) -> Outputs:
+        """What it computes, in the same memory every time."""
+        ...
 
     def replay(self) -> None:
         """Compute the step again from what now stands in its inputs."""

@@ -138,9 +138,7 @@ def is_plain(sequence: Sequence) -> bool:
     return params.logprobs is None and not is_shaped(sequence) and not is_cut(params)
 
 
-def draw(
-    logits: Tensor, temperatures: Tensor | None, seeds: Tensor, positions: Tensor
-) -> Tensor:
+def draw(logits: Tensor, temperatures: Tensor | None, seeds: Tensor, positions: Tensor) -> Tensor:
     """The tokens of plain rows, without a word from the host: a CUDA graph may hold it.
 
     Args:
@@ -224,9 +222,7 @@ def read_logprobs(row: Rows[float], count: int | None) -> TokenLogprobs | None:
 def _wanted_logprobs(logits: Tensor, tokens: Tensor, counts: Rows[int | None]) -> Tensor:
     """``[L, ..]`` fp64, with :func:`logprob_rows` where a row wants them."""
     wanted = sorted({count for count in counts if count is not None})
-    found = torch.zeros(
-        len(counts), 1 + 2 * wanted[-1], dtype=torch.float64, device=logits.device
-    )
+    found = torch.zeros(len(counts), 1 + 2 * wanted[-1], dtype=torch.float64, device=logits.device)
     for count in wanted:
         rows = to_device([r for r, c in enumerate(counts) if c == count], torch.int64, found.device)
         part = logprob_rows(logits[rows], tokens[rows].clamp_min(0), count)
