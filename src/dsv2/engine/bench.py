@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dsv2.checkpoint.quantised import stored_shapes
 from dsv2.checkpoint.synthetic import synthetic_matrix
@@ -14,6 +15,7 @@ from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.cache import token_bytes
 from dsv2.engine.engine import Engine
+from dsv2.engine.graphs import CudaCapture
 from dsv2.engine.request import Limits, Request, SamplingParams
 from dsv2.engine.runner import Runner
 from dsv2.engine.scheduler import Scheduler
@@ -170,10 +172,23 @@ class ModelBench:
             for _ in range(repeats + 1)
         ]  # fmt: skip
 
-        def run(turn: int) -> None:
-            batch = batches[turn]
+        def compute(batch: RaggedBatch) -> tuple[Tensor, Tensor]:
             assert batch.logit_rows is not None
-            runner.logits(runner.forward(batch)[batch.logit_rows.long()])
+            logits = runner.logits(runner.forward(batch)[batch.logit_rows.long()])
+            return logits, logits.argmax(-1)
+
+        if generated and device.type == "cuda":
+            held = batches[0]
+            captured = CudaCapture(device)(lambda: compute(held))
+
+            def run(turn: int) -> None:
+                held.tokens.copy_(batches[turn].tokens)
+                captured.replay()
+
+        else:
+
+            def run(turn: int) -> None:
+                compute(batches[turn])
 
         seconds = step_seconds(run, repeats, device)
         total = sequences * new

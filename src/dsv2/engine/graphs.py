@@ -1,132 +1,296 @@
-"""Steps of generated tokens as CUDA graphs: hundreds of launches become one.
+"""Steps of single generated tokens as captured CUDA graphs: one copy in, one launch.
 
-A graph holds one number of sequences and one width of block table; a step takes the next larger of
-both from a short ladder. Rows that are there for the size alone read and write a scratch block of
-their own. Graphs are captured when they are first wanted and share one pool of memory.
+A decode step launches some hundred small kernels, which takes the host longer than the GPU needs
+to run them. Captured once, they are launched together; what they read stands in buffers of fixed
+size. So a step of B sequences is padded up to one of few sizes: the rows that are added write to a
+scratch block and are thrown away, and nothing a row computes depends on another row.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dsv2.model.packed import PackedModel
+from dsv2.engine.batch import feed, padded_table, slot
+from dsv2.engine.sampler import draw
+from dsv2.engine.sequence import Work
+from dsv2.engine.transfer import Section, buffer_bytes, host_buffer, to_device, views
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
-SIZES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-"""Numbers of sequences; beyond the last, its multiples."""
 MAX_GRAPHS = 64
+"""Captured steps that are kept; the longest unused goes first."""
 
-
-def ladder(count: int) -> int:
-    """The least of :data:`SIZES` that holds ``count`` sequences."""
-    top = SIZES[-1]
-    return next((size for size in SIZES if size >= count), -(-count // top) * top)
-
-
-def table_width(blocks: int) -> int:
-    """The power of two that holds ``blocks``."""
-    return 1 << max(0, blocks - 1).bit_length()
-
-
-def is_decode(batch: RaggedBatch) -> bool:
-    """Whether every sequence computes one generated token."""
-    return (
-        batch.generated is not None and all(batch.generated)
-        and batch.host_lengths is not None and set(batch.host_lengths) == {1}
-    )  # fmt: skip
+_LEAST_WIDTH = 8
+"""Least width of a captured block table: 512 tokens. Below, steps differ too little in cost."""
 
 
 @dataclass(frozen=True)
-class _Graph:
-    graph: torch.cuda.CUDAGraph
-    batch: RaggedBatch
-    spare: RaggedBatch
-    hidden: Tensor
+class StepShape:
+    """What distinguishes captured steps.
+
+    Attributes:
+        rows: sequences, padding included.
+        width: of the block table.
+        drawn: whether tokens are drawn with noise; else the best ones are taken.
+    """
+
+    rows: int
+    width: int
+    drawn: bool
 
 
-def static_batch(size: int, width: int, scratch: int, device: torch.device) -> RaggedBatch:
-    """A batch of ``size`` single tokens whose rows all write to block ``scratch``."""
+def rung(count: int) -> int:
+    """The size that ``count`` sequences are padded to: 1, 2, 4, 8, 16, 24, 32, 48, 64, 96, ...
 
-    def full(value: int, *shape: int) -> Tensor:
-        return torch.full(shape, value, dtype=torch.int32, device=device)
+    From 16 on two steps per doubling: at most a third of the rows of a large step is padding.
+    """
+    size = 1 << (count - 1).bit_length()
+    return size * 3 // 4 if size > 16 and count <= size * 3 // 4 else size
 
-    slots = torch.arange(size, dtype=torch.int32, device=device) % BLOCK_SIZE
-    return RaggedBatch(
-        tokens=full(0, size),
-        positions=full(0, size),
-        cu_q=torch.arange(size + 1, dtype=torch.int32, device=device),
-        kv_len=full(1, size),
-        block_table=full(scratch, size, width),
-        slots=slots + scratch * BLOCK_SIZE,
-        host_lengths=(1,) * size,
-        generated=(True,) * size,
+
+def table_width(blocks: int) -> int:
+    """The width that a block table of ``blocks`` columns is padded to, a power of two."""
+    return max(_LEAST_WIDTH, 1 << (blocks - 1).bit_length())
+
+
+class StepInputs:
+    """What a captured step reads: views of one buffer, on the host or on the device.
+
+    Attributes:
+        buffer: uint8, all of it.
+        seeds: ``[B]`` int64.
+        temperatures: ``[B]`` fp64; 0 is greedy.
+        tokens: ``[B]`` int32.
+        positions: ``[B]`` int32.
+        kv_len: ``[B]`` int32.
+        slots: ``[B]`` int32.
+        sources: ``[B]`` int32, for :func:`dsv2.engine.batch.feed`.
+        block_table: ``[B, M]`` int32.
+    """
+
+    def __init__(self, shape: StepShape, make: Callable[[int], Tensor]) -> None:
+        rows = (shape.rows,)
+        sections: list[Section] = [(torch.int64, rows), (torch.float64, rows)]
+        sections += [(torch.int32, rows)] * 5
+        sections.append((torch.int32, (shape.rows, shape.width)))
+        self.buffer = make(buffer_bytes(sections))
+        parts = views(self.buffer, sections)
+        self.seeds, self.temperatures, self.tokens, self.positions = parts[:4]
+        self.kv_len, self.slots, self.sources, self.block_table = parts[4:]
+
+
+def fill_inputs(
+    inputs: StepInputs, works: Sequence[Work], sources: Sequence[int] | None, scratch: int
+) -> None:
+    """Write a step's numbers to host buffers, and harmless ones to the rows behind them.
+
+    Args:
+        inputs: on the host, of at least as many rows as works.
+        works: single generated tokens.
+        sources: of :func:`dsv2.engine.batch.sources`, or None.
+        scratch: a block that belongs to no sequence.
+    """
+    count, rows = len(works), inputs.tokens.shape[0]
+    spare = rows - count
+    sequences = [work.sequence for work in works]
+    places = [one.computed for one in sequences]
+    tokens = [max(work.tokens()[0], 0) for work in works]
+    params = [one.request.params for one in sequences]
+    slots = [slot(one.blocks, place) for one, place in zip(sequences, places, strict=True)]
+    columns = (
+        (inputs.seeds, [one.seed for one in sequences], 0),
+        (inputs.temperatures, [one.temperature for one in params], 0.0),
+        (inputs.tokens, tokens, 0),
+        (inputs.positions, places, 0),
+        (inputs.kv_len, [place + 1 for place in places], 1),
+        (inputs.slots, slots, scratch * BLOCK_SIZE),
+        (inputs.sources, [-1] * count if sources is None else sources, -1),
     )
+    for column, values, filler in columns:
+        column.numpy()[:] = [*values, *([filler] * spare)]
+    tables = [one.blocks for one in sequences] + [[scratch]] * spare
+    inputs.block_table.numpy()[:] = padded_table(tables, inputs.block_table.shape[1], scratch)
 
 
-def fill(static: RaggedBatch, batch: RaggedBatch, spare: RaggedBatch) -> None:
-    """Put a step into the first rows of a static batch, and ``spare``'s rows into the rest."""
-    count = batch.num_sequences
-    for name in ("tokens", "positions", "kv_len", "slots"):
-        place = getattr(static, name)
-        place[:count].copy_(getattr(batch, name))
-        if count < len(place):
-            place[count:].copy_(getattr(spare, name)[count:])
-    own, table = static.block_table, batch.block_table
-    assert own is not None and table is not None and spare.block_table is not None
-    own[:count, : table.shape[1]].copy_(table)
-    if count < len(own):
-        own[count:, 0].copy_(spare.block_table[count:, 0])
+Outputs = tuple[Tensor, Tensor]
+"""Logits ``[B, vocabulary]`` fp32 and tokens ``[B]`` int64 of a step, where it leaves them."""
+
+
+class Captured(Protocol):
+    """A captured step."""
+
+    @property
+    def outputs(self) -> Outputs:
+        """What it computes, in the same memory every time."""
+        ...
+
+    def replay(self) -> None:
+        """Compute the step again from what now stands in its inputs."""
+        ...
+
+    def free(self) -> None:
+        """Give its memory back; it is replayed no more."""
+        ...
+
+
+Capture = Callable[[Callable[[], Outputs]], Captured]
+
+
+@dataclass(frozen=True)
+class _CudaGraph:
+    outputs: Outputs
+    graph: torch.cuda.CUDAGraph
+    device: torch.device
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+    def free(self) -> None:
+        torch.cuda.synchronize(self.device)  # It may be running.
+        self.graph.reset()
+
+
+class CudaCapture:
+    """Captures steps on one GPU, all of them in one pool of memory.
+
+    They share it because they never run at the same time and nobody reads the outputs of one after
+    the next has begun.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)
+
+    def __call__(self, compute: Callable[[], Outputs]) -> Captured:
+        """Run once, so that kernels are compiled and libraries have their memory; then capture."""
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                compute()
+            current.wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            # Other threads, which compile grammars or load models, may go on meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                outputs = compute()
+        return _CudaGraph(outputs, graph, self._device)
+
+
+@dataclass(frozen=True)
+class _Step:
+    inputs: StepInputs
+    captured: Captured
 
 
 class DecodeGraphs:
-    """The graphs of one model and cache on a GPU.
+    """The captured decode steps of one model, made when they are first needed.
 
     Args:
-        model: on an executor whose steps of generated tokens ask the device nothing.
-        cache: of every layer, one block larger than what sequences are given.
-        scratch: that block.
+        compute: the fp32 logits ``[B, vocabulary]`` of a batch of single generated tokens.
+        device: where it computes.
+        scratch: a cache block that belongs to no sequence.
+        capture: makes a step out of a computation.
+        most: steps that are kept.
+
+    Attributes:
+        num_captures: steps captured since the start.
     """
 
-    def __init__(self, model: PackedModel, cache: Sequence[Tensor], scratch: int) -> None:
-        self._model, self._cache, self._scratch = model, cache, scratch
-        self._graphs: OrderedDict[tuple[int, int], _Graph] = OrderedDict()
-        self._pool = torch.cuda.graph_pool_handle()
-        self.num_captured = 0
+    def __init__(
+        self,
+        compute: Callable[[RaggedBatch], Tensor],
+        device: torch.device,
+        scratch: int,
+        capture: Capture,
+        most: int = MAX_GRAPHS,
+    ) -> None:
+        self._compute, self._device, self._scratch = compute, device, scratch
+        self._capture, self._most = capture, most
+        self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
+        self.num_captures = 0
 
-    def hidden(self, batch: RaggedBatch) -> Tensor:
-        """:meth:`PackedModel.hidden` of a step for which :func:`is_decode` holds.
+    def launch(
+        self,
+        works: Sequence[Work],
+        sources: Sequence[int] | None,
+        chosen: Tensor | None,
+        *,
+        drawn: bool,
+    ) -> Outputs:
+        """Start a step.
 
-        The result ``[B, D]`` is valid until the next step.
+        Args:
+            works: single generated tokens.
+            sources: of :func:`dsv2.engine.batch.sources`, or None.
+            chosen: ``[L]`` int64, the choices that ``sources`` speak of.
+            drawn: whether a sequence has a temperature and its token is wanted.
+
+        Returns:
+            Logits ``[L, vocabulary]`` and tokens ``[L]`` of :func:`dsv2.engine.sampler.draw`,
+            which hold until the next step is launched.
+
+        Raises:
+            RuntimeError: the step could not be captured.
         """
-        assert batch.block_table is not None
-        key = ladder(batch.num_sequences), table_width(batch.block_table.shape[1])
-        if key not in self._graphs:
-            self._graphs[key] = self._capture(*key)
-            while len(self._graphs) > MAX_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(key)
-        held = self._graphs[key]
-        fill(held.batch, batch, held.spare)
-        held.graph.replay()
-        return held.hidden[: batch.num_sequences]
+        widest = max(len(work.sequence.blocks) for work in works)
+        shape = StepShape(rung(len(works)), table_width(widest), drawn)
+        step = self._steps.get(shape) or self._make(shape)
+        self._steps.move_to_end(shape)
+        host = StepInputs(shape, lambda size: host_buffer(size, self._device))
+        fill_inputs(host, works, sources, self._scratch)
+        inputs = step.inputs
+        inputs.buffer.copy_(host.buffer, non_blocking=True)
+        if sources is not None and chosen is not None:
+            inputs.tokens.copy_(feed(inputs.tokens, inputs.sources, chosen))
+        step.captured.replay()
+        logits, tokens = step.captured.outputs
+        return logits[: len(works)], tokens[: len(works)]
 
-    def _capture(self, size: int, width: int) -> _Graph:
-        device = self._model.device
-        static = static_batch(size, width, self._scratch, device)
-        spare = static_batch(size, 1, self._scratch, device)
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            self._model.hidden(static, self._cache)  # compiles kernels, which no graph may hold
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            hidden = self._model.hidden(static, self._cache)
-        self.num_captured += 1
-        return _Graph(graph, static, spare, hidden)
+    def _make(self, shape: StepShape) -> _Step:
+        while len(self._steps) >= self._most:
+            _, oldest = self._steps.popitem(last=False)
+            oldest.captured.free()
+        device = self._device
+        inputs = StepInputs(shape, lambda size: torch.empty(size, dtype=torch.uint8, device=device))
+        blank = StepInputs(shape, lambda size: host_buffer(size, device))
+        fill_inputs(blank, (), None, self._scratch)
+        inputs.buffer.copy_(blank.buffer, non_blocking=True)
+        rows = to_device(range(shape.rows + 1), torch.int32, device)
+        batch = RaggedBatch(
+            tokens=inputs.tokens,
+            positions=inputs.positions,
+            cu_q=rows,
+            kv_len=inputs.kv_len,
+            block_table=inputs.block_table,
+            slots=inputs.slots,
+            logit_rows=rows[:-1],
+            host_lengths=(1,) * shape.rows,
+            generated=(True,) * shape.rows,
+        )
+
+        def compute() -> Outputs:
+            logits = self._compute(batch)
+            temperatures = inputs.temperatures if shape.drawn else None
+            # A token's place is the number of tokens before it.
+            return logits, draw(logits, temperatures, inputs.seeds, inputs.kv_len.long())
+
+        try:
+            captured = self._capture(compute)
+        except Exception as error:
+            raise RuntimeError(
+                f"a decode step of {shape.rows} sequences with {shape.width} blocks each could "
+                f"not be captured: {error}"
+            ) from error
+        self.num_captures += 1
+        step = self._steps[shape] = _Step(inputs, captured)
+        return step
