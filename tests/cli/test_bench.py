@@ -19,6 +19,7 @@ def bench(*arguments: str) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_latency_and_throughput_of_the_shipped_model() -> None:
     found = bench("latency", "--weights", "int4", "--prompts", "40", "--depths", "30,70")
     assert [one["work"] for one in found["figures"]] == [
