@@ -179,7 +179,7 @@ def test_captured_steps_say_what_eager_ones_do(tiny_folder: Path) -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_captured_and_overlapped_steps_say_what_eager_ones_do(tiny_folder: Path) -> None:
-    llm = LLM(tiny_folder, device="cuda", dtype="float32")
+    llm = LLM(tiny_folder, device="cuda", dtype="float32", deterministic=True)
     found = [llm.generate(PROMPTS, params) for params in (GREEDY, PARAMS)]
     stats = llm.engine.stats
     assert stats.overlapped_steps > 20

@@ -32,12 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("wide"), **WIDE)
 
 
-FORMATS = ["float32", "bfloat16", "int8", "int4", "float32 with int6", "int4 with int8"]
+FORMATS = [
+    "float32", "bfloat16", "int8", "int4", "float32 with int6", "int4 with int8",
+    *(pytest.param(f"{name} on cuda", marks=pytest.mark.gpu) for name in ("float32", "bfloat16")),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FORMATS)
 def dtype(request: pytest.FixtureRequest) -> str:
-    """Of the weights, and where it says so of the cache."""
+    """Of the weights, and where it says so of the cache, and the device."""
     return str(request.param)
 
 
@@ -48,8 +51,12 @@ def alone(folder: Path, dtype: str) -> list[Completion]:
 
 
 def make(folder: Path, dtype: str, **options: Any) -> LLM:
-    weights, _, cache = dtype.partition(" with ")
-    return LLM(folder, device="cpu", dtype=weights, cache_dtype=cache or "auto", **options)
+    formats, _, device = dtype.partition(" on ")
+    weights, _, cache = formats.partition(" with ")
+    return LLM(
+        folder, device=device or "cpu", dtype=weights, cache_dtype=cache or "auto",
+        deterministic=True, **options,
+    )  # fmt: skip
 
 
 def same(found: list[Completion], expected: list[Completion]) -> None:
