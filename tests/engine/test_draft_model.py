@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -256,8 +257,9 @@ def test_a_draft_model_of_another_vocabulary_is_refused(folder: Path, tmp_path: 
     swapped = tmp_path / "swapped"
     swapped.mkdir()
     one, two = (next(t for t, n in vocabulary(ours).items() if n == place) for place in (300, 301))
-    renamed = renamed.replace(f'"{one}": 300', '"?": 300').replace(f'"{two}": 301', f'"{one}": 301')
-    (swapped / "tokenizer.json").write_text(renamed.replace('"?": 300', f'"{two}": 300'))
+    one, two = (json.dumps(token, ensure_ascii=False) for token in (one, two))
+    renamed = renamed.replace(f"{one}: 300", '"?": 300').replace(f"{two}: 301", f"{one}: 301")
+    (swapped / "tokenizer.json").write_text(renamed.replace('"?": 300', f"{two}: 300"))
     with pytest.raises(ValueError, match="but token 300 is"):
         check_vocabularies(ours, Tokenizer.from_folder(swapped))
     check_vocabularies(ours, Tokenizer.from_folder(folder))
