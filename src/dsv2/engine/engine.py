@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv2.engine.request import MAX_SEED, Limits, Request, RequestError, validate
-from dsv2.engine.runner import Launch, Runner, is_decode
+from dsv2.engine.runner import Launch, Runner
 from dsv2.engine.sampler import Choice, TokenLogprobs, logprob_rows, read_logprobs, sample
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import UNKNOWN, Sequence, Work
@@ -92,13 +92,11 @@ class _Flight:
     Attributes:
         works: its plan.
         launch: what will come of it.
-        is_decode: whether it holds nothing but single generated tokens.
         is_foreseen: whether its sequences go on already as if it had been collected.
     """
 
     works: list[Work]
     launch: Launch
-    is_decode: bool
     is_foreseen: bool = False
 
 
@@ -238,7 +236,7 @@ class Engine:
         return (
             self._runner.is_asynchronous
             and self._drafter is None
-            and flight.is_decode
+            and flight.launch.is_decode
             and not flight.is_foreseen
             and not any(needs_last_token(work.sequence) for work in flight.works)
         )
@@ -267,11 +265,10 @@ class Engine:
                 for row, work in enumerate(before.works)
                 if self._lives(work.sequence)
             }
-        decode = is_decode(works)
         launch = self._runner.launch(works, self._ends, unknown, picks)
         if launch.hidden is not None:
             self._score_prompts(works, launch.hidden)
-        return _Flight(works, launch, decode)
+        return _Flight(works, launch)
 
     def _take_structures(self) -> list[TokenOutput]:
         """Let sequences go whose structure is compiled; end those whose structure is bad."""

@@ -30,12 +30,14 @@ class Launch:
         picks: the first choice of each sequence that has one, in the plan's order.
         hidden: ``[T, D]`` last hidden states, or None of a captured step.
         logits: ``[L, vocabulary]`` fp32 of all those positions, until the next step is launched.
+        is_decode: of the plan; see :func:`is_decode`.
     """
 
     counts: tuple[int, ...]
     picks: Picks
     hidden: Tensor | None
     logits: Tensor
+    is_decode: bool
 
 
 def is_decode(works: Rows[Work]) -> bool:
@@ -109,7 +111,8 @@ class Runner:
         """
         origins = sources(works, unknown) if unknown else None
         chosen = None if before is None else before.tokens
-        if self._graphs is not None and is_decode(works):
+        decode = is_decode(works)
+        if self._graphs is not None and decode:
             return self._launch_captured(self._graphs, works, ends, origins, chosen)
         batch = build_batch(works, self.device)
         if origins is not None and chosen is not None:
@@ -125,7 +128,7 @@ class Runner:
             taken = [start for start, count in zip(starts, counts, strict=False) if count]
             first = logits[to_device(taken, torch.int64, self.device)]
         choosing = [work.sequence for work, count in zip(works, counts, strict=True) if count]
-        return Launch(counts, pick(first, choosing, ends), hidden, logits)
+        return Launch(counts, pick(first, choosing, ends), hidden, logits, decode)
 
     def _launch_captured(
         self, graphs: DecodeGraphs, works: Rows[Work], ends: frozenset[int],
@@ -137,7 +140,7 @@ class Runner:
         logits, tokens = graphs.launch(works, origins, chosen, drawn=drawn)
         # The tokens must outlive the next step, which writes to the same memory.
         picks = Picks(tokens.clone()) if plain else pick(logits, sequences, ends)
-        return Launch((1,) * len(works), picks, None, logits)
+        return Launch((1,) * len(works), picks, None, logits, True)
 
     def _decode(self, batch: RaggedBatch) -> Tensor:
         return self.logits(self.forward(batch))

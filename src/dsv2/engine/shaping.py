@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,31 +45,38 @@ def is_cut(params: SamplingParams) -> bool:
     return params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
 
 
-@dataclass
 class _Places:
     """Single logits to be changed, of any rows: where, and by what."""
 
-    rows: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._places: list[np.ndarray] = []
+        self._values: list[np.ndarray] = []
 
-    def add(self, row: int, ids: Collection[int], values: Collection[float]) -> None:
-        self.rows += [row] * len(ids)
-        self.ids += ids
-        self.values += values
+    def __bool__(self) -> bool:
+        return bool(self._places)
 
-    def on(self, device: torch.device) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Index ``([n], [n])`` and values ``[n]`` fp32; the places of a row differ."""
-        index = to_device([self.rows, self.ids], torch.int64, device)
-        return (index[0], index[1]), to_device(self.values, torch.float32, device)
+    def add(self, row: int, ids: Collection[int], values: np.ndarray) -> None:
+        """``values`` ``[n]`` fp32 for ``ids``, which differ from each other."""
+        self._places.append(np.fromiter(ids, np.int64, len(ids)) + row * self._width)
+        self._values.append(values)
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Places in the flattened logits ``[n]`` int64, and values ``[n]`` fp32."""
+        places = to_device(np.concatenate(self._places), torch.int64, device)
+        return places, to_device(np.concatenate(self._values), torch.float32, device)
 
 
 class Wishes:
-    """The changes that the rows of a step ask for."""
+    """The changes that the rows of a step ask for.
 
-    def __init__(self) -> None:
-        self._repeated, self._penalties = _Places(), _Places()
-        self._bias, self._held = _Places(), _Places()
+    Args:
+        width: of the vocabulary.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._repeated, self._penalties = _Places(width), _Places(width)
+        self._bias, self._held = _Places(width), _Places(width)
         self._masked: list[int] = []
         self._masks: list[Tensor] = []
 
@@ -77,17 +84,17 @@ class Wishes:
         """Note what a row asks for; an exception is that row's problem alone."""
         params = sequence.request.params
         if params.repetition_penalty != 1.0:
-            seen = sorted(set(sequence.tokens))
-            self._repeated.add(row, seen, [params.repetition_penalty] * len(seen))
+            seen = set(sequence.tokens)
+            self._repeated.add(row, seen, _fp32([params.repetition_penalty]).repeat(len(seen)))
         if (params.presence_penalty or params.frequency_penalty) and sequence.num_generated:
             counts = Counter(sequence.tokens[-sequence.num_generated :])
-            scales = torch.tensor(list(counts.values())) * params.frequency_penalty
-            self._penalties.add(row, counts.keys(), (scales + params.presence_penalty).tolist())
+            each, once = _fp32([params.frequency_penalty, params.presence_penalty])
+            self._penalties.add(row, counts.keys(), _fp32(counts.values()) * each + once)
         if params.logit_bias:
-            self._bias.add(row, params.logit_bias.keys(), params.logit_bias.values())
+            self._bias.add(row, params.logit_bias.keys(), _fp32(params.logit_bias.values()))
         if sequence.num_generated < params.min_tokens:
             held = {*ends, *params.stop_token_ids}
-            self._held.add(row, held, [-torch.inf] * len(held))
+            self._held.add(row, held, _fp32([-np.inf]).repeat(len(held)))
         if sequence.matcher is not None:
             self._masks.append(sequence.matcher.allowed())
             self._masked.append(row)
@@ -102,23 +109,24 @@ class Wishes:
             The shaped logits, which are ``logits`` itself where nothing was asked for; and ``[L]``
             bool, the rows whose structure leaves no token, or None without structures.
         """
-        places = (self._repeated, self._penalties, self._bias, self._held)
-        if not self._masked and not any(kind.rows for kind in places):
+        if not self._masked and not (self._repeated or self._penalties or self._bias or self._held):
             return logits, None
-        shaped, device = logits.clone(), logits.device
-        if self._repeated.rows:
-            index, penalty = self._repeated.on(device)
-            found = shaped[index]
-            shaped[index] = torch.where(found > 0, found / penalty, found * penalty)
-        if self._penalties.rows:
-            index, penalty = self._penalties.on(device)
-            shaped[index] -= penalty
-        if self._bias.rows:
-            index, bias = self._bias.on(device)
-            shaped[index] += bias
-        if self._held.rows:
-            index, values = self._held.on(device)
-            shaped[index] = values
+        device = logits.device
+        shaped = logits.clone(memory_format=torch.contiguous_format)
+        flat = shaped.view(-1)
+        if self._repeated:
+            places, penalty = self._repeated.on(device)
+            found = flat[places]
+            flat[places] = torch.where(found > 0, found / penalty, found * penalty)
+        if self._penalties:
+            places, penalty = self._penalties.on(device)
+            flat[places] -= penalty
+        if self._bias:
+            places, bias = self._bias.on(device)
+            flat[places] += bias
+        if self._held:
+            places, lowest = self._held.on(device)
+            flat[places] = lowest
         if not self._masked:
             return shaped, None
         rows = to_device(self._masked, torch.int64, device)
@@ -128,6 +136,10 @@ class Wishes:
         blocked = torch.zeros(logits.shape[0], dtype=torch.bool, device=device)
         blocked[rows] = fenced.isneginf().all(-1)
         return shaped, blocked
+
+
+def _fp32(values: Collection[float]) -> np.ndarray:
+    return np.fromiter(values, np.float32, len(values))
 
 
 def truncate(warm: Tensor, params: Rows[SamplingParams]) -> None:

@@ -47,8 +47,9 @@ def host_buffer(size: int, device: torch.device) -> Tensor:
 
 def to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of ``values`` on ``device``; the host does not wait for the copy."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return host.to(device, non_blocking=True)
+    if device.type == "cpu":
+        return torch.as_tensor(values, dtype=dtype)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 class Arrival:
