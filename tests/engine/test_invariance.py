@@ -53,10 +53,10 @@ def alone(folder: Path, dtype: str) -> list[Completion]:
 def make(folder: Path, dtype: str, **options: Any) -> LLM:
     formats, _, device = dtype.partition(" on ")
     weights, _, cache = formats.partition(" with ")
+    options = {"deterministic": True} | options
     return LLM(
-        folder, device=device or "cpu", dtype=weights, cache_dtype=cache or "auto",
-        deterministic=True, **options,
-    )  # fmt: skip
+        folder, device=device or "cpu", dtype=weights, cache_dtype=cache or "auto", **options
+    )
 
 
 def same(found: list[Completion], expected: list[Completion]) -> None:
