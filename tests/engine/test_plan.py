@@ -233,6 +233,9 @@ def test_a_folder_is_planned_by_device_backend_and_what_it_stores(
     assert plan_folder(tiny_folder, cpu, dtype="fp32").weights == "float32"
     assert plan_folder(tiny_folder, gpu).weights == "bfloat16"
     assert plan_folder(tiny_folder, gpu, dtype="float32").weights == "float32"
+    assert plan_folder(tiny_folder, cpu, promised=GB // 4).free_bytes == GB - GB // 4
+    with pytest.raises(DoesNotFitError):
+        plan_folder(tiny_folder, cpu, promised=2 * GB)
     plain, packed = (plan_folder(tiny_folder, cpu, name) for name in ("torch", "cpu"))
     assert plain.weights == packed.weights == "float32"
     assert plain.weight_bytes < packed.weight_bytes

@@ -145,7 +145,7 @@ class LLM:
             own = plan_folder(
                 draft_folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
                 cache_tokens=self.plan.cache_tokens, max_sequences=max_sequences,
-                max_step_tokens=max_step_tokens,
+                max_step_tokens=max_step_tokens, promised=self.plan.cache_bytes,
             )  # fmt: skip
             drafter = ModelDrafter(
                 Runner(

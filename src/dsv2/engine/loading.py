@@ -66,6 +66,7 @@ def plan_folder(
     max_sequences: int = 16,
     max_step_tokens: int = 2048,
     convert: bool = True,
+    promised: int = 0,
 ) -> MemoryPlan:
     """The memory plan of a folder's model for the memory that is free now.
 
@@ -80,6 +81,7 @@ def plan_folder(
         max_step_tokens: as for ``LLM``.
         convert: ``int8`` and ``int4`` are made while a published checkpoint is read; False where
             a converted copy will be loaded instead.
+        promised: bytes of the free memory that something else will take.
 
     Raises:
         ConfigError: the configuration is not one of this architecture.
@@ -97,13 +99,14 @@ def plan_folder(
     return _plan(
         ModelConfig.from_file(folder / "config.json"), device, backend, stored, dtype,
         cache_dtype, cache_tokens, max_sequences, max_step_tokens, convert=convert,
+        promised=promised,
     )  # fmt: skip
 
 
 def _plan(
     config: ModelConfig, device: torch.device, backend: str, stored: str | None, dtype: str,
     cache_dtype: str, cache_tokens: int | None, max_sequences: int, max_step_tokens: int = 2048,
-    *, convert: bool,
+    *, convert: bool, promised: int = 0,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
     formats = WEIGHTS if packed and device.type == "cpu" else UNPACKED
@@ -113,7 +116,7 @@ def _plan(
         formats = ("bfloat16",)
     return plan_memory(
         config,
-        free_bytes(device),
+        max(free_bytes(device) - promised, 0),
         dtype=dtype,
         cache=cache_dtype,
         formats=formats,
