@@ -252,9 +252,7 @@ def grouped_quant_product(
     gate: Coded | None = None, repeats: int = 0,
 ) -> Tensor:  # fmt: skip
     """:func:`dsv2.kernels.triton.grouped_gemm.grouped_product` with coded matrices."""
-    out = torch.empty(
-        (order.order.shape[0], weight.shape[-2]), dtype=x.dtype, device=x.device
-    )
+    out = torch.empty((order.order.shape[0], weight.shape[-2]), dtype=x.dtype, device=x.device)
     _launch(x.contiguous(), weight, gate, out, tiles, order, repeats)
     return out
 
