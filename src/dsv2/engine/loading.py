@@ -11,6 +11,7 @@ import torch
 
 from dsv2.checkpoint import ModelNotFoundError, load_model, load_packed, resolve
 from dsv2.checkpoint.converted import convert_once, converted_copies
+from dsv2.checkpoint.fp8 import FP8
 from dsv2.checkpoint.hub import missing_weights, pull_verified, repository_of
 from dsv2.checkpoint.packed import WEIGHTS
 from dsv2.checkpoint.quantised import stored_scheme
@@ -86,6 +87,8 @@ def plan_folder(
         ValueError: an argument is out of bounds, or the backend cannot run the format.
     """
     stored = stored_scheme(folder)
+    if stored == FP8:
+        stored = None  # backend 'cpu' converts it while it is read, as it does bf16
     dtype = _full_name(dtype)
     if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
         raise ValueError(

@@ -191,7 +191,8 @@ class CpuExecutor:
                 scales, row_scales = weight.scales.contiguous(), weight.row_scales.contiguous()
         elif isinstance(weight, BlockTensor):
             raise BackendError(
-                "backend 'cpu' has no kernel for weights in fp8; load them as bfloat16, int8 or int4"
+                "backend 'cpu' has no kernel for weights in fp8, allowed are float32, bfloat16, "
+                "int8 and int4"
             )
         else:
             if weight.dtype not in _FORMATS:

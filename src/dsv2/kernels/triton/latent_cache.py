@@ -120,9 +120,9 @@ def load_latents(
         own: tl.constexpr = (C + _BLOCK - 1) // _BLOCK  # blocks of 64 codes
         turns: tl.constexpr = (R + _BLOCK - 1) // _BLOCK
         size: tl.constexpr = 64 if FORMAT == "int8" else 48
-        groups: tl.constexpr = (C + _GROUP - 1) // _GROUP + (R + _GROUP - 1) // _GROUP
+        all_groups: tl.constexpr = (C + _GROUP - 1) // _GROUP + (R + _GROUP - 1) // _GROUP
         codes: tl.constexpr = (own + turns) * size
-        first = token * (codes + groups)
+        first = token * (codes + all_groups)
         if FORMAT == "int8":
             c_mask = c_mask & (c < own * 64)[None, :]
             r_mask = r_mask & (r < turns * 64)[None, :]
