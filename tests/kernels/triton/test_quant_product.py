@@ -9,6 +9,7 @@ from torch import Tensor
 from dsv2.kernels import reference
 from dsv2.kernels.executor import Mlp
 from dsv2.kernels.formats import (
+    CODEBOOK,
     SCHEMES,
     BlockTensor,
     Coded,
@@ -29,6 +30,7 @@ pytest.importorskip("triton")
 from dsv2.kernels.triton.quant_product import (
     TILES,
     QuantTiles,
+    _permutes,
     coded,
     quant_product,
     quant_tiles,
@@ -134,6 +136,45 @@ def test_all_sixteen_levels_and_every_byte_of_fp8() -> None:
         bytes_.to(torch.uint8).view(torch.float8_e4m3fn), torch.full((1, 1), 0.37, device=DEVICE)
     )
     torch.testing.assert_close(quant_product(eye, eight).T, dequantise(eight), atol=0, rtol=2e-7)
+
+
+def permute(left: int, right: int, chosen: int) -> int:
+    """What the instruction does: a nibble takes one of eight bytes, its high bit takes the sign."""
+    from_, out = left.to_bytes(4, "little") + right.to_bytes(4, "little"), 0
+    for place in range(4):
+        nibble = chosen >> 4 * place & 15
+        byte = from_[nibble & 7]
+        out |= (byte if nibble < 8 else 255 * (byte >> 7)) << 8 * place
+    return out
+
+
+def run_permutes(pair: int) -> list[float]:
+    """The instructions that only a GPU has, in Python: levels of even codes, then of odd ones."""
+    registers = {"$4": pair}
+    for line in _permutes().strip("{ }").split(";")[1:]:
+        if not line.strip():
+            continue
+        name, rest = line.split(maxsplit=1)
+        target, *parts = (part.strip() for part in rest.split(","))
+        values = [registers[part] if part in registers else int(part, 0) for part in parts]
+        registers[target] = {
+            "mov.b32": lambda a: a,
+            "and.b32": lambda a, b: a & b,
+            "or.b32": lambda a, b: a | b,
+            "shr.b32": lambda a, b: a >> b,
+            "prmt.b32": permute,
+        }[name](*values)  # type: ignore[operator]
+    raw = b"".join(registers[f"${place}"].to_bytes(4, "little") for place in range(4))
+    return list(torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).tolist())
+
+
+def test_instructions_for_4_bit_codes_find_their_levels() -> None:
+    for shift in range(8):
+        raw = bytes((37 * shift + 29 * place + 11) & 255 for place in range(4))
+        expected = [CODEBOOK[byte & 15] for byte in raw] + [CODEBOOK[byte >> 4] for byte in raw]
+        assert run_permutes(int.from_bytes(raw, "little")) == expected
+    found = {level for code in range(256) for level in run_permutes(code * 0x01010101)}
+    assert found == set(CODEBOOK)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -257,9 +257,9 @@ def _write_floating(
         tl.store(scales + slot * (WIDTH // 4) + C // 4 + group, scale)
     else:
         r = tl.arange(0, R_PAD)
-        number = tl.load(x + C + r, mask=r < R, other=0.0).to(tl.bfloat16)
+        turned = tl.load(x + C + r, mask=r < R, other=0.0).to(tl.bfloat16)
         at = slot * (WIDTH // 2) + (C + 4 * groups) // 2 + r
-        tl.store(rotated + at, number, mask=r < R)
+        tl.store(rotated + at, turned, mask=r < R)
 
 
 @triton.jit
