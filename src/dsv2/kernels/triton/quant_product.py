@@ -163,8 +163,8 @@ def _product(
     """``out[row] = x[row] weight^T``, or, GATED, that times silu of ``x[row] gate^T``.
 
     GROUPED takes rows and the matrix of each tile from an order of experts, else there is one
-    matrix and tile i has the rows from i ROWS on. BLOCK of 1 means scales per line and row scales. PERMUTE
-    looks 4-bit codes up with instructions of NVIDIA's GPUs.
+    matrix and tile i has the rows from i ROWS on. BLOCK of 1 means scales per line and row scales.
+    PERMUTE looks 4-bit codes up with instructions of NVIDIA's GPUs.
     """
     tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     if GROUPED:
