@@ -23,6 +23,7 @@ from dsv2.kernels.formats import BlockTensor, dequantise, relative_rmse
 from dsv2.kernels.reference_executor import ReferenceExecutor
 from dsv2.kernels.registry import BackendError
 from dsv2.model.config import ModelConfig
+from tests.kernels.layers import paged_batch
 from tests.kernels.triton.place import draw
 from tests.models import save_tiny
 
@@ -116,6 +117,17 @@ def test_a_cpu_converts_it_while_it_is_read(fp8: Path) -> None:
     assert 0 < relative_rmse(*delta) < 1e-2
     with pytest.raises(BackendError, match="no kernel for weights in fp8, allowed are float32"):
         load_packed(fp8, CpuExecutor(1), weights="fp8")
+
+
+def test_a_cache_of_fp8_is_for_gpus(fp8: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"cuda; allowed here are auto, float32, bfloat16, int8, int6$"
+    ):
+        LLM(fp8, device="cpu", cache_dtype="fp8")
+    packed = load_packed(fp8, CpuExecutor(1), cache_format="fp8")
+    batch = paged_batch([1], [1], [True])
+    with pytest.raises(ValueError, match="'fp8' has no kernel in backend 'cpu', allowed are"):
+        packed.begin(batch)
 
 
 def test_what_cannot_be_read_is_refused(published: Path, fp8: Path, tmp_path: Path) -> None:

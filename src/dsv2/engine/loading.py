@@ -22,6 +22,7 @@ from dsv2.engine.plan import MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import Executor, make_executor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.latent import LATENT_FORMATS, latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
@@ -107,6 +108,11 @@ def _plan(
     *, convert: bool,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
+    if device.type == "cpu" and cache_dtype != "auto" and latent_format(cache_dtype).floating:
+        raise ValueError(
+            f"cache_dtype is {cache_dtype!r}, which is for device cuda; allowed here are auto, "
+            f"{', '.join(name for name, kind in LATENT_FORMATS.items() if not kind.floating)}"
+        )
     formats = WEIGHTS if packed else UNPACKED
     if stored is not None:
         formats = (stored,)
