@@ -43,6 +43,7 @@ def test_kernels_and_memory() -> None:
     assert plan["weights"]["int4"] == pytest.approx(15.706e9 * 4.15 / 8, rel=0.01)
     assert plan["cache_per_token"] == {
         "float32": 62208, "bfloat16": 31104, "int8": 27 * 581, "int6": 27 * 437,
+        "fp8": 27 * 656,
     }  # fmt: skip
 
 

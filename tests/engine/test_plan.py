@@ -239,6 +239,6 @@ def test_a_folder_is_planned_by_device_backend_and_what_it_stores(
     plain, packed = (plan_folder(tiny_folder, cpu, name) for name in ("torch", "cpu"))
     assert plain.weights == packed.weights == "float32"
     assert plain.weight_bytes < packed.weight_bytes
-    for device, backend in ((cpu, "torch"), (gpu, "auto")):
+    for device, backend in ((cpu, "torch"), (gpu, "torch")):
         with pytest.raises(ValueError, match="weights in int8 need backend 'cpu'"):
             plan_folder(tiny_folder, device, backend, dtype="int8")

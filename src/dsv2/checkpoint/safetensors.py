@@ -25,9 +25,9 @@ _HUGE = 4 << 20
 """Bytes from which huge pages are worth asking for."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _STATE_DTYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32}
-_STATE_DTYPES |= {"U8": torch.uint8, "I8": torch.int8}
+_STATE_DTYPES |= {"U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
 _NAMES = {dtype: name for name, dtype in _STATE_DTYPES.items()}
-_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1}
+_SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1}
 
 
 class ModelLoadError(ValueError):
@@ -128,7 +128,7 @@ def open_safetensors(path: Path, *, state: bool = False) -> SafetensorsFile:
 
     Args:
         path: the file.
-        state: allow the integer dtypes of training state besides those of weights.
+        state: allow integers and fp8 besides the dtypes of plain weights.
 
     Raises:
         ModelLoadError: anything is not as the format demands, naming the file and the tensor.

@@ -57,7 +57,7 @@ def synthetic_checkpoint(
     scheme_of(scheme)
     folder.mkdir(parents=True)
     write_quantised(
-        folder, config, scheme, synthetic_weights(config, scheme, seed), config.to_published()
+        folder, config, synthetic_weights(config, scheme, seed), scheme, config.to_published()
     )
     for name, content in files.items():
         (folder / name).write_bytes(content)

@@ -107,7 +107,7 @@ def locate_files(
         folder: with one file, or several and an index.
         wanted: name and shape of every tensor there must be.
         ignored: names that may be there too.
-        state: allow integer dtypes.
+        state: allow integers and fp8 too.
 
     Raises:
         ModelLoadError: a file or tensor is missing, surplus or misshapen.

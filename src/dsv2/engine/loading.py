@@ -11,6 +11,7 @@ import torch
 
 from dsv2.checkpoint import ModelNotFoundError, load_model, load_packed, resolve
 from dsv2.checkpoint.converted import convert_once, converted_copies
+from dsv2.checkpoint.fp8 import FP8
 from dsv2.checkpoint.hub import missing_weights, pull_verified, repository_of
 from dsv2.checkpoint.packed import WEIGHTS
 from dsv2.checkpoint.quantised import stored_scheme
@@ -21,6 +22,7 @@ from dsv2.engine.plan import MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import Executor, make_executor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.latent import LATENT_FORMATS, latent_format
 from dsv2.kernels.registry import has
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
@@ -89,11 +91,12 @@ def plan_folder(
         ValueError: an argument is out of bounds, or the backend cannot run the format.
     """
     stored = stored_scheme(folder)
+    if stored == FP8:
+        stored = None  # converted while it is read, as bf16 is
     dtype = _full_name(dtype)
-    quantised = stored is not None or dtype in SCHEMES
-    if quantised and not (_is_packed(device, backend) and device.type == "cpu"):
+    if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
         raise ValueError(
-            f"weights in {stored or dtype} need backend 'cpu' on device cpu, "
+            f"weights in {stored or dtype} need backend 'cpu' on device cpu or 'triton' on cuda, "
             f"got {backend!r} on {device}"
         )
     return _plan(
@@ -109,7 +112,12 @@ def _plan(
     *, convert: bool, promised: int = 0,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
-    formats = WEIGHTS if packed and device.type == "cpu" else UNPACKED
+    if device.type == "cpu" and cache_dtype != "auto" and latent_format(cache_dtype).floating:
+        raise ValueError(
+            f"cache_dtype is {cache_dtype!r}, which is for device cuda; allowed here are auto, "
+            f"{', '.join(name for name, kind in LATENT_FORMATS.items() if not kind.floating)}"
+        )
+    formats = WEIGHTS if packed else UNPACKED
     if stored is not None:
         formats = (stored,)
     elif device.type == "cuda" and dtype == "auto":

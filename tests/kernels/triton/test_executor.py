@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dsv2.checkpoint.weights import parameter_shapes
-from dsv2.kernels.executor import RoutingShape, make_executor
+from dsv2.kernels.executor import Mlp, RoutingShape, make_executor
 from dsv2.kernels.reference_executor import choose_experts as choose_readably
 from dsv2.kernels.registry import BackendError
 from dsv2.kernels.triton.attention import STRETCH
@@ -35,11 +35,11 @@ SHORT = ((70, 5, 1), 9)
 
 def attend_there(
     executor: TritonExecutor, layer: Any, steps: list[tuple[RaggedBatch, Tensor]], cache: Tensor,
-    form: str = "auto",
+    form: str = "auto", cache_format: str | None = None,
 ) -> Tensor:  # fmt: skip
     """:func:`tests.kernels.test_executor.attend` with tensors on the executor's device."""
     handle = executor.pack_attention(layer)
-    cache_format = str(cache.dtype).removeprefix("torch.")
+    cache_format = cache_format or str(cache.dtype).removeprefix("torch.")
     outputs = []
     for batch, x in steps:
         cos, sin = (part.to(DEVICE) for part in turn(batch, layer.shape.rope))
@@ -182,15 +182,42 @@ def test_the_packed_model_computes_what_the_reference_does() -> None:
     close(found[0], found[1], 1e-4)
 
 
+@pytest.mark.parametrize(
+    ("weights", "cache_format"), [("int4", "int8"), ("int8", "int6"), ("float32", "fp8")]
+)
+def test_narrow_weights_and_caches(weights: str, cache_format: str) -> None:
+    """Codes are the reference's; a latent on the edge between two may become either."""
+    numbers = Draw(weights)
+    layer, moe = numbers.attention(latent=128), numbers.moe_layer()
+    executor, steps = TritonExecutor(DEVICE), three_steps(128, *SHORT)
+    caches = [fresh_cache(layer, cache_format) for _ in range(2)]
+    ours = attend_there(executor, layer, steps, caches[0].to(DEVICE), cache_format=cache_format)
+    close(ours, attend(REFERENCE, layer, steps, caches[1], cache_format=cache_format), 2e-2)
+    for tokens in (1, 7):
+        x = numbers.normal(tokens, 128)
+        own, theirs = x.to(DEVICE, copy=True), x.clone()
+        executor.moe(executor.pack_moe(moe), own)
+        REFERENCE.moe(REFERENCE.pack_moe(moe), theirs)
+        close(own.cpu() - x, theirs - x, 1e-2)
+    head = numbers.weight(40, 128)
+    packed, ids = executor.pack_linear(head), torch.tensor([3, 39], dtype=torch.int32)
+    expected = REFERENCE.pack_linear(head)
+    close(executor.embed(packed, ids.to(DEVICE)).cpu(), REFERENCE.embed(expected, ids), 1e-5)
+    x = numbers.normal(3, 128)
+    logits = executor.linear(packed, x.to(DEVICE), None, 0.0).cpu()
+    close(logits, REFERENCE.linear(expected, x, None, 0.0), 1e-2)
+
+
 def test_what_it_cannot_do_is_said() -> None:
     executor = TritonExecutor(DEVICE)
-    with pytest.raises(BackendError, match="int4"):
-        executor.pack_linear(Draw("int4").weight(8, 64))
+    with pytest.raises(BackendError, match="must have one format"):
+        executor.pack_mlp(replace(Draw("int4").mlp_layer(), mlp=Mlp(
+            Draw("int4").weight(64, 128), Draw("int8").weight(64, 128),
+            Draw("float32").weight(128, 64),
+        )))  # fmt: skip
     batch = paged_batch([2], [0], [False])
-    with pytest.raises(BackendError, match="int6"):
-        executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "auto", "int6")
-    with pytest.raises(BackendError, match="does not quantise"):
-        executor.quantise(torch.ones(2, 64), "int4")
+    with pytest.raises(ValueError, match="cache format 'int5'"):
+        executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "auto", "int5")
     with pytest.raises(ValueError, match="form 'folded'"):
         executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "folded", "float32")
 

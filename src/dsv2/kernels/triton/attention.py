@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels.ops import AttentionShape
+from dsv2.kernels.triton.latent_cache import read_latents
 from dsv2.kernels.triton.launch import bounds
 from dsv2.kernels.triton.linear import product, stacked_product
 from dsv2.kernels.triton.mla_decode import decode_latent
@@ -174,8 +175,8 @@ def _slots(blocks: Tensor, count: int) -> Tensor:
 
 
 def attend_absorbed(
-    q: Tensor, q_rope: Tensor, part: Absorbed, cache: Tensor, w_uk: Tensor, w_uv: Tensor,
-    shape: AttentionShape, deterministic: bool,
+    q: Tensor, q_rope: Tensor, part: Absorbed, cache: Tensor, cache_format: str, w_uk: Tensor,
+    w_uv: Tensor, shape: AttentionShape, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     """Generated tokens on the latents themselves.
 
@@ -183,7 +184,8 @@ def attend_absorbed(
         q: ``[T', H, N+R]``, its rotated part unused.
         q_rope: ``[T', H, R]``.
         part: the sequences.
-        cache: ``[P, 64, C+R]``.
+        cache: ``[P, 64, width]`` of a format.
+        cache_format: its name.
         w_uk: ``[H, C, N]``, W^UK transposed.
         w_uv: ``[H, V, C]``.
         shape: sizes and scale.
@@ -196,7 +198,7 @@ def attend_absorbed(
     q_latent = _heads(by_head, w_uk, deterministic).transpose(0, 1)  # T' H C
     mixed = decode_latent(
         q_latent, q_rope, cache, part.block_table, part.kv_len, part.cu_q, part.longest,
-        shape.scale, deterministic=deterministic,
+        shape.scale, cache_format=cache_format, deterministic=deterministic,
     )  # fmt: skip
     return _heads(mixed.transpose(0, 1), w_uv, deterministic).transpose(0, 1)  # T' H V
 
@@ -209,15 +211,16 @@ def _heads(x: Tensor, weight: Tensor, deterministic: bool) -> Tensor:
 
 
 def attend_expanded(
-    q: Tensor, part: Expanded, cache: Tensor, wkv_b: Tensor, shape: AttentionShape,
-    deterministic: bool,
+    q: Tensor, part: Expanded, cache: Tensor, cache_format: str, wkv_b: Tensor,
+    shape: AttentionShape, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     """Prompts on keys and values built from the latents that the cache holds.
 
     Args:
         q: ``[T', H, N+R]``, rotated.
         part: the sequences.
-        cache: ``[P, 64, C+R]``, the new tokens written.
+        cache: ``[P, 64, width]`` of a format, the new tokens written.
+        cache_format: its name.
         wkv_b: ``[H(N+V), C]``.
         shape: sizes and scale.
         deterministic: whether a row's bits may depend on its own tokens alone.
@@ -227,7 +230,8 @@ def attend_expanded(
     """
 
     def keys_and_values(slots: Tensor) -> tuple[Tensor, Tensor]:
-        return _expand(cache, slots, wkv_b, q.dtype, shape, deterministic)
+        latent = read_latents(cache, slots, wkv_b.shape[1], shape.rope, cache_format, q.dtype)
+        return _expand(latent, wkv_b, shape, deterministic)
 
     if part.whole_slots is not None:
         assert part.cu_k is not None
@@ -255,11 +259,9 @@ def _stretches(slots: Tensor) -> Iterator[Tensor]:
 
 
 def _expand(
-    cache: Tensor, slots: Tensor, wkv_b: Tensor, dtype: torch.dtype, shape: AttentionShape,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Keys ``[S, H, N+R]`` and values ``[S, H, V]`` of cached tokens (equations 10, 11, 16)."""
-    latent = cache.flatten(0, 1).index_select(0, slots).to(dtype)  # S C+R
+    latent: Tensor, wkv_b: Tensor, shape: AttentionShape, deterministic: bool
+) -> tuple[Tensor, Tensor]:
+    """Keys ``[S, H, N+R]`` and values ``[S, H, V]`` of latents ``[S, C+R]`` (equations 10, 11)."""
     c_kv, k_rope = latent.split((latent.shape[1] - shape.rope, shape.rope), 1)
     kv = product(c_kv, wkv_b, deterministic=deterministic).unflatten(1, (shape.heads, -1))
     k_nope, v = kv.split((shape.nope, shape.value), -1)

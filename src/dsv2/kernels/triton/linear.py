@@ -14,9 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv2.kernels.formats import Weight
 from dsv2.kernels.triton.expert_order import ExpertOrder
 from dsv2.kernels.triton.grouped_gemm import FIXED_ROWS, expert_tiles, grouped_product
 from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
+from dsv2.kernels.triton.quant_product import quant_product
 
 VECTOR_TOKENS = 2
 """Up to this many tokens take the vector product."""
@@ -91,8 +93,10 @@ def stacked_product(
     return out.view(count, rows, -1)
 
 
-def product(x: Tensor, weight: Tensor, *, deterministic: bool = False) -> Tensor:
+def product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
     """``x weight^T``: ``[T, D]`` and ``[F, D]`` -> ``[T, F]`` of ``x``'s dtype."""
+    if not isinstance(weight, Tensor):
+        return quant_product(x, weight, deterministic=deterministic)
     if deterministic:
         stack = x.contiguous().unsqueeze(0)
         return stacked_product(stack, weight.unsqueeze(0), deterministic=True)[0]
@@ -103,18 +107,39 @@ def product(x: Tensor, weight: Tensor, *, deterministic: bool = False) -> Tensor
     return F.linear(x, weight)
 
 
-def add_product(into: Tensor, x: Tensor, weight: Tensor, *, deterministic: bool = False) -> None:
+def _is_vector(x: Tensor, weight: Weight, deterministic: bool) -> bool:
+    few = 0 < x.shape[0] <= VECTOR_TOKENS
+    return few and not deterministic and isinstance(weight, Tensor)
+
+
+def add_product(into: Tensor, x: Tensor, weight: Weight, *, deterministic: bool = False) -> None:
     """``into += x weight^T``, ``into`` ``[T, F]`` fp32."""
-    if 0 < x.shape[0] <= VECTOR_TOKENS and not deterministic:
+    if isinstance(weight, Tensor) and _is_vector(x, weight, deterministic):
         _vector_product(x, weight, into, True)
     else:
         into += product(x, weight, deterministic=deterministic)
 
 
-def wide_product(x: Tensor, weight: Tensor, *, deterministic: bool = False) -> Tensor:
+def wide_product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
     """``x weight^T`` in fp32: logits of a vocabulary, or, with ``weight`` in fp32, of a router."""
-    if 0 < x.shape[0] <= VECTOR_TOKENS and not deterministic:
+    if not isinstance(weight, Tensor):
+        return quant_product(x, weight, dtype=torch.float32, deterministic=deterministic)
+    if _is_vector(x, weight, deterministic):
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
         _vector_product(x, weight, out, False)
         return out
     return product(x.to(weight.dtype), weight, deterministic=deterministic).float()
+
+
+def gated_product(x: Tensor, up: Weight, gate: Weight, *, deterministic: bool = False) -> Tensor:
+    """silu of ``x gate^T`` times ``x up^T``: ``[T, D]`` and ``[F, D]`` -> ``[T, F]``.
+
+    Both weights have one format.
+    """
+    if isinstance(up, Tensor) and isinstance(gate, Tensor):
+        stack = x.unsqueeze(0)
+        return stacked_product(
+            stack, up.unsqueeze(0), gate.unsqueeze(0), deterministic=deterministic
+        )[0]
+    assert not isinstance(up, Tensor) and not isinstance(gate, Tensor)
+    return quant_product(x, up, gate=gate, deterministic=deterministic)
