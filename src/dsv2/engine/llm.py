@@ -61,9 +61,9 @@ class LLM:
     Args:
         model: a folder, a pulled release or ``pocket``.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8`` and
-            ``int4``, to which a checkpoint is converted while it is read. ``auto`` is bfloat16 on
-            a GPU; on a CPU what is stored if that is quantised, else float32 for a small model and
+        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; to the
+            last two a checkpoint is converted while it is read. ``auto`` is bfloat16 on a GPU, or
+            what is stored in 8 or 4 bits; on a CPU what is stored if that is quantised, else float32 for a small model and
             the widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
         backend: of the model's ops; ``auto`` takes the fastest there is.
         threads: that backend ``cpu`` computes with; None for one per core.
@@ -71,8 +71,8 @@ class LLM:
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
             ``max_sequences`` of full length need, within the memory that the weights leave.
-        cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8``
-            and ``int6``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
+        cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, ``int8``, ``int6``,
+            and on a GPU ``fp8``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
             float32, else bfloat16.
         prefix_cache: share the cache of equal beginnings.
         deterministic: an answer's bits depend on its own request alone: never reuse the cache of
