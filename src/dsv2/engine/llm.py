@@ -62,9 +62,9 @@ class LLM:
         model: a folder, a pulled release or ``pocket``.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
         dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; to the
-            last two a checkpoint is converted while it is read. ``auto`` is bfloat16 on a GPU, or
-            what is stored in 8 or 4 bits; on a CPU what is stored if that is quantised, else float32 for a small model and
-            the widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
+            last two a checkpoint is converted while it is read. ``auto`` is what is stored if that
+            is quantised; else bfloat16 on a GPU, and on a CPU float32 for a small model and the
+            widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
         backend: of the model's ops; ``auto`` takes the fastest there is.
         threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.
@@ -72,8 +72,8 @@ class LLM:
         cache_tokens: tokens that the cache holds for all sequences together; None for what
             ``max_sequences`` of full length need, within the memory that the weights leave.
         cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, ``int8``, ``int6``,
-            and on a GPU ``fp8``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
-            float32, else bfloat16.
+            and on a GPU ``fp8``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside
+            weights in float32, else bfloat16.
         prefix_cache: share the cache of equal beginnings.
         deterministic: an answer's bits depend on its own request alone: never reuse the cache of
             generated tokens for a prompt, which was computed in another form, and on a GPU fix the
@@ -85,6 +85,9 @@ class LLM:
             with the same device, dtype and backend. It keeps a cache of as many tokens.
         plan: of :func:`dsv2.engine.loading.prepare`, in place of ``dtype``,
             ``cache_tokens`` and ``cache_dtype``.
+        max_memory: for a model larger than the GPU: sizes such as ``"10GiB"`` by ``cuda`` and
+            ``cpu``, each at most what is free. The routed experts of as many layers as must are
+            kept in the host's memory and computed there.
 
     Attributes:
         plan: what lies in memory, and what to change for more.
@@ -112,6 +115,7 @@ class LLM:
         speculate: int = 0,
         draft_model: str | Path | None = None,
         plan: MemoryPlan | None = None,
+        max_memory: Mapping[str, str | int] | None = None,
     ) -> None:
         if plan is not None and (dtype, cache_dtype, cache_tokens) != ("auto", "auto", None):
             raise ValueError("plan stands for dtype, cache_dtype and cache_tokens; give it or them")
@@ -124,7 +128,7 @@ class LLM:
         self.plan = plan or plan_folder(
             self.folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
             cache_tokens=cache_tokens, max_sequences=max_sequences,
-            max_step_tokens=max_step_tokens,
+            max_step_tokens=max_step_tokens, max_memory=max_memory,
         )  # fmt: skip
         self.model = load(self.folder, self.plan, self.device, backend, threads, deterministic)
         self.config = self.model.config

@@ -68,7 +68,7 @@ class Runner:
         self.is_asynchronous = self.device.type == "cuda"
         if isinstance(model, Transformer):
             select("attention_block", model.backend, self.device.type)  # Unavailable? Say so now.
-        elif capture is None and self.is_asynchronous:
+        elif capture is None and model.executor.is_capturable:
             capture = CudaCapture(self.device)
         # The rows that pad a captured step write to a block of their own.
         spare = 0 if capture is None else 1

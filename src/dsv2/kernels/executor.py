@@ -110,6 +110,11 @@ class Executor(Protocol):
         """Where it computes; every tensor of a step lies there."""
         ...
 
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph may hold a step of generated tokens."""
+        ...
+
     def check(self, layer: AttentionLayer) -> None:
         """Raise ValueError where the layer's sizes are beyond this executor."""
         ...

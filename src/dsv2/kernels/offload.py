@@ -50,6 +50,16 @@ class OffloadExecutor:
         self._wanted, self._left = host_layers, host_layers
 
     @property
+    def device(self) -> torch.device:
+        """The device's, where every tensor of a step lies."""
+        return self._device.device
+
+    @property
+    def is_capturable(self) -> bool:
+        """Only with nothing on the host, which is waited for."""
+        return self._device.is_capturable and not self._wanted
+
+    @property
     def description(self) -> str:
         """Both executors."""
         layers = f"{self._wanted} layers' experts on {self._host.description}"

@@ -80,6 +80,7 @@ class ReferenceExecutor:
 
     description = "reference"
     device = torch.device("cpu")
+    is_capturable = False
 
     def check(self, layer: AttentionLayer) -> None:
         """Every size is fine."""

@@ -83,6 +83,7 @@ class CpuExecutor:
         self._kernels = _kernels(best, count, os.getpid())
 
     device = torch.device("cpu")
+    is_capturable = False
 
     @property
     def description(self) -> str:

@@ -123,6 +123,11 @@ class TritonExecutor:
         )
 
     @property
+    def is_capturable(self) -> bool:
+        """On a GPU: no layer asks the device anything."""
+        return self.device.type == "cuda"
+
+    @property
     def description(self) -> str:
         """The device's name."""
         name = "interpreter"
