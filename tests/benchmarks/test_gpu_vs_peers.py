@@ -230,6 +230,7 @@ def test_our_decode_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # eleven processes, and two that compile
 def test_every_part_from_end_to_end(tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     words = ["--tiny", "--config", str(_config(tmp_path)), "--csv", str(target)]
