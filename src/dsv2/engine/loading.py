@@ -315,7 +315,7 @@ def prepare(
         max_sequences=max_sequences, convert=False,
     )  # fmt: skip
     if plan.weights in SCHEMES and stored_scheme(folder) is None:
-        folder = _converted(folder, plan.weights, place, threads, tell, say, progress)
+        folder = _converted(folder, plan.weights, threads, tell, say, progress)
     _tell_context(plan, tell)
     return Prepared(folder, plan, tuple(done))
 
@@ -351,12 +351,13 @@ def _copy_here(
 
 
 def _converted(
-    folder: Path, scheme: str, device: torch.device, threads: int | None,
+    folder: Path, scheme: str, threads: int | None,
     tell: Callable[[str], None], say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Path:  # fmt: skip
     def executor() -> Executor:
-        return make_executor("cpu", device, threads)
+        # Whatever device computes later: the quantiser is the CPU's.
+        return make_executor("cpu", "cpu", threads)
 
     copy, made = convert_once(
         folder,

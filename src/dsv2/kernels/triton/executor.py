@@ -206,12 +206,12 @@ class TritonExecutor:
 
     def _feed(self, mlp: Mlp) -> Feed:
         parts = [self._take(part) for part in (mlp.w_gate, mlp.w_up, mlp.w_down)]
-        plain = [part for part in parts if isinstance(part, Tensor)]
-        if len(plain) == 3:
-            return ExpertWeights(*(one if one.ndim == 3 else one.unsqueeze(0) for one in plain))
-        if plain or len({type(part) for part in parts}) > 1:
-            raise BackendError("the matrices of a feed-forward must have one format")
-        return Mlp(*parts)
+        if all(not isinstance(part, Tensor) for part in parts):
+            return Mlp(*parts)
+        # Where a width is no whole number of groups one matrix was left plain: they all are, then.
+        dtype = self._activations(mlp.w_up)
+        plain = [dequantise(part).to(dtype) for part in parts]
+        return ExpertWeights(*(one if one.ndim == 3 else one.unsqueeze(0) for one in plain))
 
     def begin(
         self, batch: RaggedBatch, cos: Tensor, sin: Tensor, form: str, cache_format: str
