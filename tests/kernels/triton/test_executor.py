@@ -9,15 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.quantised import is_quantised
 from dsv2.checkpoint.weights import parameter_shapes
-from dsv2.kernels.executor import Mlp, RoutingShape, make_executor
+from dsv2.engine.cache import allocate_cache
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.kernels.executor import Executor, RoutingShape, make_executor
+from dsv2.kernels.formats import SCHEMES, Weight
+from dsv2.kernels.offload import OffloadExecutor
 from dsv2.kernels.reference_executor import choose_experts as choose_readably
-from dsv2.kernels.registry import BackendError
 from dsv2.kernels.triton.attention import STRETCH
 from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.kernels.triton.linear import product, stacked_product
 from dsv2.kernels.triton.router import choose_experts
-from dsv2.model.packed import PackedModel
+from dsv2.model.config import ModelConfig
+from dsv2.model.packed import Fetch, PackedModel
 from dsv2.ragged import RaggedBatch
 from tests.kernels.layers import Draw, paged_batch, turn
 from tests.kernels.test_executor import REFERENCE, ROUTINGS, attend, close, fresh_cache, three_steps
@@ -154,32 +159,59 @@ def test_deterministic_products_do_not_depend_on_the_rows_beside() -> None:
     torch.testing.assert_close(pair[0], expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_packed_model_computes_what_the_reference_does() -> None:
-    config = tiny_config()
-    shapes = Draw("float32", seed=2)
-    kept: dict[str, Tensor] = {}
+def fetch_of(config: ModelConfig, weights: str) -> Fetch:
+    """Parameters in a format, as a checkpoint of it has them; the same ones every time."""
+    numbers, kept = Draw(weights, seed=2), dict[str, Weight]()
     sizes = parameter_shapes(config)
 
-    def fetch(name: str) -> Tensor:
-        if name not in kept:
-            shape = sizes[name]
-            kept[name] = shapes.norm(*shape) if len(shape) == 1 else shapes.normal(
-                *shape, scale=shape[-1] ** -0.5
-            )  # fmt: skip
+    def fetch(name: str) -> Weight:
+        shape = sizes[name]
+        if name not in kept and len(shape) == 1:
+            kept[name] = numbers.norm(*shape)
+        elif name not in kept and (
+            weights in SCHEMES and is_quantised(name, shape, SCHEMES[weights])
+        ):
+            kept[name] = numbers.weight(*shape)
+        elif name not in kept:
+            kept[name] = numbers.normal(*shape, scale=shape[-1] ** -0.5)
         return kept[name]
 
-    batch = paged_batch([9, 4], [0, 0], [False, False], spare=1)
-    batch.tokens.copy_(torch.arange(13) % config.vocab_size)
-    width = config.kv_lora_rank + config.qk_rope_head_dim
+    return fetch
+
+
+NARROW = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
+          "kv_lora_rank": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("weights", "cache_format", "host_layers", "fields"),
+    [
+        ("float32", "float32", 0, {}),
+        ("int4", "int8", 0, NARROW | {"q_lora_rank": 64}),
+        ("int8", "fp8", 1, NARROW),
+        ("int4", "float32", 0, NARROW | {"intermediate_size": 96}),  # w_down stays plain
+    ],
+)
+def test_whole_models_compute_what_the_reference_does(
+    weights: str, cache_format: str, host_layers: int, fields: dict[str, Any]
+) -> None:
+    """Prompts and a generated token; also with experts in the host's memory."""
+    config = tiny_config(**fields)
+    fetch = fetch_of(config, weights)
+    ours: Executor = TritonExecutor(DEVICE)
+    if host_layers:
+        ours = OffloadExecutor(ours, CpuExecutor(1), host_layers)
+        assert not ours.is_capturable
+    prompts = paged_batch([9, 4], [0, 0], [False, False], spare=1)
+    prompts.tokens.copy_(torch.arange(13) % config.vocab_size)
+    more = paged_batch([1, 1], [9, 4], [True, True], spare=1)
     found = []
-    for executor in (TritonExecutor(DEVICE), REFERENCE):
-        model = PackedModel(config, executor, fetch, weights="float32", cache_format="float32")
-        cache = [
-            torch.zeros(8, 64, width, device=executor.device)
-            for _ in range(config.num_hidden_layers)
-        ]
-        found.append(model(batch.to(executor.device), cache)[0].cpu())
-    close(found[0], found[1], 1e-4)
+    for executor in (ours, REFERENCE):
+        model = PackedModel(config, executor, fetch, weights=weights, cache_format=cache_format)
+        cache = allocate_cache(config, 8, cache_format, model.device)
+        steps = [model(batch.to(model.device), cache)[0].cpu() for batch in (prompts, more)]
+        found.append(torch.cat(steps))
+    close(found[0], found[1], 1e-4 if weights == cache_format == "float32" else 3e-2)
 
 
 @pytest.mark.parametrize(
@@ -188,33 +220,28 @@ def test_the_packed_model_computes_what_the_reference_does() -> None:
 def test_narrow_weights_and_caches(weights: str, cache_format: str) -> None:
     """Codes are the reference's; a latent on the edge between two may become either."""
     numbers = Draw(weights)
-    layer, moe = numbers.attention(latent=128), numbers.moe_layer()
-    executor, steps = TritonExecutor(DEVICE), three_steps(128, *SHORT)
+    layer, moe = numbers.attention(hidden=64, latent=128), numbers.moe_layer(64, 64, 64)
+    executor, steps = TritonExecutor(DEVICE), three_steps(64, *SHORT)
     caches = [fresh_cache(layer, cache_format) for _ in range(2)]
     ours = attend_there(executor, layer, steps, caches[0].to(DEVICE), cache_format=cache_format)
     close(ours, attend(REFERENCE, layer, steps, caches[1], cache_format=cache_format), 2e-2)
-    for tokens in (1, 7):
-        x = numbers.normal(tokens, 128)
+    for tokens in (1, 5):
+        x = numbers.normal(tokens, 64)
         own, theirs = x.to(DEVICE, copy=True), x.clone()
         executor.moe(executor.pack_moe(moe), own)
         REFERENCE.moe(REFERENCE.pack_moe(moe), theirs)
         close(own.cpu() - x, theirs - x, 1e-2)
-    head = numbers.weight(40, 128)
+    head = numbers.weight(40, 64)
     packed, ids = executor.pack_linear(head), torch.tensor([3, 39], dtype=torch.int32)
     expected = REFERENCE.pack_linear(head)
     close(executor.embed(packed, ids.to(DEVICE)).cpu(), REFERENCE.embed(expected, ids), 1e-5)
-    x = numbers.normal(3, 128)
+    x = numbers.normal(3, 64)
     logits = executor.linear(packed, x.to(DEVICE), None, 0.0).cpu()
     close(logits, REFERENCE.linear(expected, x, None, 0.0), 1e-2)
 
 
 def test_what_it_cannot_do_is_said() -> None:
     executor = TritonExecutor(DEVICE)
-    with pytest.raises(BackendError, match="must have one format"):
-        executor.pack_mlp(replace(Draw("int4").mlp_layer(), mlp=Mlp(
-            Draw("int4").weight(64, 128), Draw("int8").weight(64, 128),
-            Draw("float32").weight(128, 64),
-        )))  # fmt: skip
     batch = paged_batch([2], [0], [False])
     with pytest.raises(ValueError, match="cache format 'int5'"):
         executor.begin(batch, torch.ones(2, 4), torch.ones(2, 4), "auto", "int5")

@@ -210,7 +210,9 @@ class TritonExecutor:
             return Mlp(*parts)
         # Where a width is no whole number of groups one matrix was left plain: they all are, then.
         dtype = self._activations(mlp.w_up)
-        plain = [dequantise(part).to(dtype) for part in parts]
+        plain = [
+            (part if isinstance(part, Tensor) else dequantise(part)).to(dtype) for part in parts
+        ]
         return ExpertWeights(*(one if one.ndim == 3 else one.unsqueeze(0) for one in plain))
 
     def begin(
