@@ -8,8 +8,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv2.kernels.cpu import CpuExecutor
-
 ROOT = Path(__file__).parents[2]
 SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm")
 """Instruction sets that matter to dot products, as Linux names them."""
@@ -40,6 +38,8 @@ class Machine:
 
 def look(threads: int) -> Machine:
     """Measure and read all of it."""
+    from dsv2.kernels.cpu import CpuExecutor  # Not at import: a GPU's machine need not build it.
+
     facts = cpu_facts(Path("/proc/cpuinfo").read_text("utf-8"))
     executor = CpuExecutor(threads)
     read = max(executor.probe_read() for _ in range(5))

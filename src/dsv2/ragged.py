@@ -30,6 +30,7 @@ class RaggedBatch:
         logit_rows: ``[L]`` rows whose logits are wanted, or None for all T.
         host_lengths: new tokens of each sequence on the host, where the maker of the batch knows
             them; it spares the wait for the device.
+        host_totals: length of each sequence once this batch is written, likewise.
         generated: for each sequence whether its new tokens are a model's own rather than a
             prompt's, which decides the form of attention; None takes single tokens for generated.
     """
@@ -42,6 +43,7 @@ class RaggedBatch:
     slots: Tensor | None = None
     logit_rows: Tensor | None = None
     host_lengths: tuple[int, ...] | None = None
+    host_totals: tuple[int, ...] | None = None
     generated: tuple[bool, ...] | None = None
 
     @property
@@ -81,6 +83,7 @@ class RaggedBatch:
             cu_q=bounds.to(device),
             kv_len=sizes.to(device),
             host_lengths=tuple(lengths),
+            host_totals=tuple(lengths),
         )
 
     def query_lengths(self) -> tuple[int, ...]:
@@ -90,11 +93,30 @@ class RaggedBatch:
         bounds = self.cu_q.tolist()
         return tuple(b - a for a, b in pairwise(bounds))
 
+    def total_lengths(self) -> tuple[int, ...]:
+        """``kv_len`` as Python integers."""
+        return tuple(self.kv_len.tolist()) if self.host_totals is None else self.host_totals
+
     def to(self, device: torch.device | str) -> RaggedBatch:
-        """The same batch on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device)
+        """The same batch on another device; from the host to a GPU as one copy, without waiting."""
+        tensors: dict[str, Tensor] = {
+            field.name: value
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        return replace(self, **moved)
+        place = torch.device(device)
+        if place.type != "cuda" or self.tokens.is_cuda:
+            moved = {name: tensor.to(place) for name, tensor in tensors.items()}
+        else:
+            # Sections begin at multiples of 16 bytes: kernels are compiled for what is aligned so.
+            sizes = [-(-tensor.numel() // 4) * 4 for tensor in tensors.values()]
+            host = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
+            for part, tensor in zip(host.split(sizes), tensors.values(), strict=True):
+                part[: tensor.numel()].copy_(tensor.reshape(-1))
+            parts = host.to(place, non_blocking=True).split(sizes)
+            moved = {
+                name: part[: tensor.numel()].view(tensor.shape)
+                for part, (name, tensor) in zip(parts, tensors.items(), strict=True)
+            }
+        changed: dict[str, Any] = dict(moved)
+        return replace(self, **changed)

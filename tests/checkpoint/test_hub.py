@@ -89,6 +89,7 @@ def test_a_pull_that_broke_off_goes_on_where_it_stopped(run: Run, hub: Hub) -> N
     assert any(found is not None and not found.startswith("bytes=0-") for found in ranges)
 
 
+@pytest.mark.slow
 def test_modelscope_is_pulled_verified_and_removed_alike(run: Run, hub: Hub) -> None:
     pulled = run("pull", REPOSITORY, "--hub", "modelscope")
     assert pulled.returncode == 0, pulled.stderr

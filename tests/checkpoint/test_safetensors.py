@@ -83,9 +83,9 @@ def test_a_million_names_are_read_in_time(tmp_path: Path) -> None:
     header = {f"tensor.{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(200_000)}
     path = tmp_path / "many.safetensors"
     path.write_bytes(pack(header, b""))
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(open_safetensors(path).entries) == 200_000
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @settings(max_examples=150, deadline=None)

@@ -57,7 +57,11 @@ def test_states_come_back_and_old_ones_go(tmp_path: Path) -> None:
 def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
     """Fault F40. Children of this process, so that none imports torch anew."""
     dice = random.Random(4)
-    step, survived = 0, set()
+    # Disks and machines differ: how long a child lives is counted in saves.
+    start, step, survived = time.perf_counter(), 5, set()
+    for number in range(1, step + 1):
+        save(tmp_path, number)
+    one = (time.perf_counter() - start) / step
     for _ in range(60):
         child = os.fork()
         if child == 0:
@@ -66,7 +70,7 @@ def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
                     save(tmp_path, number)
             finally:
                 os._exit(1)
-        time.sleep(dice.uniform(0.002, 0.04))
+        time.sleep(dice.uniform(0.5, 6) * one)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the child ended by itself"
@@ -75,7 +79,7 @@ def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
         found = check_whole(tmp_path) or 0
         assert found >= step
         step = found
-    assert step > 60
+    assert step > 20
     assert survived == {True, False}  # kills fell into saves and between them
 
 

@@ -4,11 +4,13 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from dsv2.checkpoint.releases import config_of
+from dsv2.cli.bench import _gpu_kernels
 from dsv2.cli.main import app
-from dsv2.engine.bench import step_bytes
+from dsv2.engine.bench import step_bytes, step_operations
 
 
 def bench(*arguments: str) -> Any:
@@ -17,6 +19,7 @@ def bench(*arguments: str) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_latency_and_throughput_of_the_shipped_model() -> None:
     found = bench("latency", "--weights", "int4", "--prompts", "40", "--depths", "30,70")
     assert [one["work"] for one in found["figures"]] == [
@@ -40,6 +43,7 @@ def test_kernels_and_memory() -> None:
     assert plan["weights"]["int4"] == pytest.approx(15.706e9 * 4.15 / 8, rel=0.01)
     assert plan["cache_per_token"] == {
         "float32": 62208, "bfloat16": 31104, "int8": 27 * 581, "int6": 27 * 437,
+        "fp8": 27 * 656,
     }  # fmt: skip
 
 
@@ -69,3 +73,46 @@ def test_numbers_that_are_none_are_refused() -> None:
     result = CliRunner().invoke(app, ["bench", "latency", "--prompts", "a,b"])
     assert isinstance(result.exception, ValueError)
     assert "not a list of numbers" in str(result.exception)
+
+
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    for command in ("latency", "throughput", "kernels", "memory"):
+        result = CliRunner().invoke(app, ["bench", command, "--device", "cuda"])
+        assert isinstance(result.exception, ValueError)
+        assert "torch sees no GPU" in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("as_json", [False, True])
+def test_gpu_kernels_are_shown_with_the_backend_to_take(
+    as_json: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("COLUMNS", "200")
+    _gpu_kernels(torch.device("cpu"), as_json, tiny=True)
+    shown = capsys.readouterr().out
+    if as_json:
+        found = json.loads(shown)
+        assert found["faster"] == {"4 x 2 x 100": "triton"}
+        assert {"mla_decode", "experts"} <= {one["kernel"] for one in found["results"]}
+    else:
+        assert "Backend auto decodes with triton" in shown
+
+
+def test_operations_of_a_step_are_those_of_the_published_arithmetic() -> None:
+    lite = config_of("v2-lite")
+    one = step_operations(lite, 1, 1, 0)
+    assert one == pytest.approx(2 * 2.45e9, rel=0.01)
+    # Behind cached tokens a query meets 576 numbers of each and mixes 512, in 16 heads and 27
+    # layers; an expanded one meets 192 and mixes 128.
+    deeper = step_operations(lite, 1, 1, 1000) - one
+    assert deeper == pytest.approx(1000 * 2 * 27 * 16 * (576 + 512))
+    many = step_operations(lite, 1, 100, 1000) - step_operations(lite, 1, 100, 0)
+    assert many == pytest.approx(100 * 1000 * 2 * 27 * 16 * (192 + 128))
+    # The head is computed once for each sequence.
+    head = 2 * lite.vocab_size * lite.hidden_size
+    two = step_operations(lite, 2, 50, 0)
+    assert two - step_operations(lite, 1, 50, 0) * 2 == pytest.approx(0)
+    assert step_operations(lite, 1, 2, 0) < 2 * one - head * 0.9

@@ -79,6 +79,7 @@ def test_errors_are_short_and_exit_with_2(arguments: tuple[str, ...], words: str
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_whole_pipeline_from_text_to_an_answer(tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.mkdir()

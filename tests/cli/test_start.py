@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 from typer.testing import CliRunner, Result
 
@@ -307,6 +308,18 @@ def test_little_memory_takes_a_narrower_format_and_says_what_to_change(
     monkeypatch.setattr(loading, "free_bytes", lambda device: packed_bytes(config, "int4"))
     with pytest.raises(DoesNotFitError, match="are free, of which 5% stay so"):
         prepare(str(model), device="cpu")
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_model_for_a_gpu_is_converted_on_the_cpu(
+    model: Path, home: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    monkeypatch.setattr(loading, "pick_device", lambda name: torch.device(name))
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 10**10)
+    lines: list[str] = []
+    prepared = prepare(str(model), device="cuda", dtype=weights, say=lines.append)
+    assert prepared.plan.weights == stored_scheme(prepared.folder) == weights
+    assert lines[0].startswith(f"converted once to {weights}: ")
 
 
 def test_a_release_that_cannot_fit_is_not_pulled(

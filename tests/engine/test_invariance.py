@@ -32,12 +32,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("wide"), **WIDE)
 
 
-FORMATS = ["float32", "bfloat16", "int8", "int4", "float32 with int6", "int4 with int8"]
+FORMATS = [
+    "float32", "bfloat16", "int8", "int4", "float32 with int6", "int4 with int8",
+    *(pytest.param(f"{name} on cuda", marks=pytest.mark.gpu) for name in ("float32", "bfloat16")),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=FORMATS)
 def dtype(request: pytest.FixtureRequest) -> str:
-    """Of the weights, and where it says so of the cache."""
+    """Of the weights, and where it says so of the cache, and the device."""
     return str(request.param)
 
 
@@ -48,8 +51,12 @@ def alone(folder: Path, dtype: str) -> list[Completion]:
 
 
 def make(folder: Path, dtype: str, **options: Any) -> LLM:
-    weights, _, cache = dtype.partition(" with ")
-    return LLM(folder, device="cpu", dtype=weights, cache_dtype=cache or "auto", **options)
+    formats, _, device = dtype.partition(" on ")
+    weights, _, cache = formats.partition(" with ")
+    options = {"deterministic": True} | options
+    return LLM(
+        folder, device=device or "cpu", dtype=weights, cache_dtype=cache or "auto", **options
+    )
 
 
 def same(found: list[Completion], expected: list[Completion]) -> None:
@@ -196,17 +203,20 @@ def test_cancelling_frees_everything_at_once(folder: Path) -> None:
 def test_an_exception_for_one_row_ends_that_request_only(
     folder: Path, alone: list[Completion], dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dsv2.engine import sampler
+    from dsv2.engine.shaping import Wishes
 
-    shape = sampler._shape
+    add = Wishes.add
 
-    def broken(row: torch.Tensor, sequence: Any, ends: frozenset[int]) -> None:
+    def broken(self: Wishes, row: int, sequence: Any, ends: frozenset[int]) -> None:
         if sequence.request.params.top_k == 13 and sequence.num_generated == 3:
             raise RuntimeError("this one is broken")
-        shape(row, sequence, ends)
+        add(self, row, sequence, ends)
 
-    monkeypatch.setattr(sampler, "_shape", broken)
-    params = [replace(ANSWER, top_k=13 if n == 1 else 0) for n in range(len(PROMPTS))]
+    monkeypatch.setattr(Wishes, "add", broken)
+    # A bias of nothing, for the row to ask for anything at all.
+    params = [
+        replace(ANSWER, top_k=13 if n == 1 else 0, logit_bias={0: 0.0}) for n in range(len(PROMPTS))
+    ]
     found = make(folder, dtype).generate(PROMPTS, params)
     assert found[1].finish_reason == "error"
     assert found[1].error == "choosing the next token failed: this one is broken"

@@ -16,6 +16,7 @@ from dsv2.checkpoint.quantised import stored_bytes
 from dsv2.checkpoint.releases import RELEASES, config_of
 from dsv2.engine import loading
 from dsv2.engine.loading import plan_folder
+from dsv2.engine.offload import weight_bytes
 from dsv2.engine.plan import (
     GOOD_CACHE,
     LEAST_CACHE,
@@ -233,9 +234,35 @@ def test_a_folder_is_planned_by_device_backend_and_what_it_stores(
     assert plan_folder(tiny_folder, cpu, dtype="fp32").weights == "float32"
     assert plan_folder(tiny_folder, gpu).weights == "bfloat16"
     assert plan_folder(tiny_folder, gpu, dtype="float32").weights == "float32"
+    assert plan_folder(tiny_folder, cpu, promised=GB // 4).free_bytes == GB - GB // 4
+    with pytest.raises(DoesNotFitError):
+        plan_folder(tiny_folder, cpu, promised=2 * GB)
     plain, packed = (plan_folder(tiny_folder, cpu, name) for name in ("torch", "cpu"))
     assert plain.weights == packed.weights == "float32"
     assert plain.weight_bytes < packed.weight_bytes
-    for device, backend in ((cpu, "torch"), (gpu, "auto")):
+    for device, backend in ((cpu, "torch"), (gpu, "torch")):
         with pytest.raises(ValueError, match="weights in int8 need backend 'cpu'"):
             plan_folder(tiny_folder, device, backend, dtype="int8")
+
+
+def test_a_model_larger_than_the_gpu_leaves_experts_in_the_hosts_memory(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda device: GB)
+    monkeypatch.setattr(loading, "available_bytes", lambda: GB)
+    gpu, config = torch.device("cuda"), ModelConfig.from_file(tiny_folder / "config.json")
+    whole = plan_folder(tiny_folder, gpu, cache_tokens=64, max_memory={"cuda": "1GB"})
+    assert whole.host_layers == 0
+    rest, each = weight_bytes(config, "bfloat16")
+    moe = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    for layers in range(1, moe + 1):
+        room = rest + (moe - layers) * each + whole.scratch_bytes + 64 * whole.token_bytes
+        limit = int(room / (1 - MARGIN)) + each // 2
+        plan = plan_folder(tiny_folder, gpu, cache_tokens=64, max_memory={"cuda": limit})
+        assert plan.host_layers == layers
+    with pytest.raises(DoesNotFitError, match="without any routed expert"):
+        plan_folder(tiny_folder, gpu, cache_tokens=64, max_memory={"cuda": "1KB"})
+    with pytest.raises(ValueError, match="max_memory has 'disk'"):
+        plan_folder(tiny_folder, gpu, max_memory={"disk": "1GB"})
+    with pytest.raises(ValueError, match="max_memory is for backend 'triton' on device cuda"):
+        plan_folder(tiny_folder, torch.device("cpu"), max_memory={"cpu": "1GB"})

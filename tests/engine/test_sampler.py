@@ -9,8 +9,9 @@ import torch
 
 from dsv2.engine.philox import gumbel_noise, philox
 from dsv2.engine.request import Request, SamplingParams
-from dsv2.engine.sampler import Choice, sample
+from dsv2.engine.sampler import NOT_FINITE, Choice, draw, is_plain, pick, sample
 from dsv2.engine.sequence import Sequence
+from tests.engine import by_row
 
 VOCAB = 50
 NO_ENDS: frozenset[int] = frozenset()
@@ -66,15 +67,29 @@ def test_philox_equals_plain_integers() -> None:
         assert found == plain(words[:2], words[2:])
 
 
+def noise(seeds: list[int], positions: list[int], width: int) -> torch.Tensor:
+    return gumbel_noise(torch.tensor(seeds), torch.tensor(positions), width)
+
+
 def test_noise_depends_on_seed_and_position_alone() -> None:
-    device = torch.device("cpu")
-    together = gumbel_noise([5, 2**40 + 1], [7, 9], 10, device)
-    alone = gumbel_noise([2**40 + 1], [9], 10, device)
+    together = noise([5, 2**40 + 1], [7, 9], 10)
+    alone = noise([2**40 + 1], [9], 10)
     assert torch.equal(together[1:], alone)
-    wider = gumbel_noise([2**40 + 1], [9], 33, device)
+    wider = noise([2**40 + 1], [9], 33)
     assert torch.equal(wider[:, :10], alone)
-    assert not torch.equal(alone, gumbel_noise([1], [9], 10, device))
-    assert bool(torch.isfinite(gumbel_noise(list(range(50)), [0] * 50, 1000, device)).all())
+    assert not torch.equal(alone, noise([1], [9], 10))
+    assert bool(torch.isfinite(noise(list(range(50)), [0] * 50, 1000)).all())
+
+
+def test_noise_is_that_of_the_words() -> None:
+    seeds, positions, width = [5, 2**63 - 1], [0, 2**31], 7
+    found = noise(seeds, positions, width)
+    for row, (seed, position) in enumerate(zip(seeds, positions, strict=True)):
+        key = torch.tensor([seed % 2**32, seed >> 32])
+        for token in range(width):
+            words = philox(key, torch.tensor([token // 4, position, 0, 0]))
+            uniform = (words[token % 4].double() + 0.5) / 2**32
+            assert found[row, token] == -torch.log(-torch.log(uniform))
 
 
 def test_draws_follow_the_softmax(logits: torch.Tensor) -> None:
@@ -160,3 +175,96 @@ def test_the_logits_given_are_not_changed(logits: torch.Tensor) -> None:
     before = logits.clone()
     choose(logits, row(generated=(1,), presence_penalty=1, top_k=2, logit_bias={1: 1}))
     assert torch.equal(before, logits)
+
+
+def wishful(number: int, dice: random.Random) -> Sequence:
+    """A sequence that wants a random mix of everything."""
+
+    def maybe(value: Any, neutral: Any) -> Any:
+        return value if dice.random() < 0.4 else neutral
+
+    prompt = tuple(dice.randrange(VOCAB) for _ in range(dice.randrange(1, 9)))
+    generated = tuple(dice.randrange(VOCAB) for _ in range(dice.randrange(6)))
+    bias = {dice.randrange(VOCAB): dice.uniform(-3, 3) for _ in range(4)}
+    return row(
+        prompt, generated, seed=number, temperature=maybe(0.0, dice.uniform(0.2, 2.0)),
+        top_k=maybe(dice.randrange(1, 2 * VOCAB), 0), top_p=maybe(dice.random(), 1.0),
+        min_p=maybe(dice.random(), 0.0), presence_penalty=maybe(dice.uniform(-2, 2), 0.0),
+        frequency_penalty=maybe(dice.uniform(-2, 2), 0.0),
+        repetition_penalty=maybe(dice.uniform(0.5, 2.0), 1.0), logit_bias=maybe(bias, {}),
+        min_tokens=maybe(4, 0), stop_token_ids=maybe([3, 5], []),
+        logprobs=maybe(dice.randrange(6), None),
+    )  # fmt: skip
+
+
+def test_rows_together_are_the_rows_one_by_one() -> None:
+    dice, ends = random.Random(1), frozenset({0, 7})
+    sequences = [wishful(number, dice) for number in range(200)]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(sequences), VOCAB, generator=generator) * 3
+    rows[::7] = rows[::7].round()  # ties
+    found = sample(rows, sequences, ends)
+    for logits, sequence, choice in zip(rows, sequences, found, strict=True):
+        own = noise([sequence.seed], [len(sequence.tokens)], VOCAB)[0]
+        token, count = by_row.choose(logits, own, sequence, ends), sequence.request.params.logprobs
+        assert choice.token == token
+        if count is None:
+            assert choice.logprobs is None
+        else:
+            assert choice.logprobs is not None
+            chosen, top = by_row.logprobs(logits, token, count)
+            assert (choice.logprobs.chosen, list(choice.logprobs.top)) == (chosen, top)
+    assert sample(rows[9:10], sequences[9:10], ends) == found[9:10]
+
+
+def test_what_a_graph_draws_is_what_the_sampler_chooses(logits: torch.Tensor) -> None:
+    sequences = [row(seed=n, temperature=n % 3 * 0.6, generated=(4,) * n) for n in range(30)]
+    rows = logits.expand(30, -1).clone()
+    rows[13, 2] = math.inf
+    temperatures = torch.tensor([n % 3 * 0.6 for n in range(30)], dtype=torch.float64)
+    seeds, positions = torch.arange(30), torch.tensor([len(one.tokens) for one in sequences])
+    drawn = draw(rows, temperatures, seeds, positions)
+    assert torch.equal(drawn, pick(rows, sequences, NO_ENDS).tokens)
+    assert int(drawn[13]) == NOT_FINITE
+    assert len(set(drawn.tolist())) > 3
+    greedy = draw(rows, None, seeds, positions)
+    assert torch.equal(greedy[::3], drawn[::3])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}, {"presence_penalty": 1.0},
+        {"frequency_penalty": 1.0}, {"repetition_penalty": 1.1}, {"logit_bias": {1: 1.0}},
+        {"min_tokens": 2}, {"logprobs": 0},
+    ],
+)  # fmt: skip
+def test_who_asks_for_anything_is_not_plain(params: dict[str, Any]) -> None:
+    assert is_plain(row())
+    assert not is_plain(row(**params))
+    if "min_tokens" in params:
+        assert is_plain(row(generated=(4, 4), **params))
+
+
+class Fence:
+    """A structure that allows some tokens, or breaks."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens = tokens
+
+    def allowed(self) -> torch.Tensor:
+        if not self.tokens:
+            raise RuntimeError("this one is broken")
+        return torch.zeros(VOCAB, dtype=torch.bool).index_fill(0, torch.tensor(self.tokens), True)
+
+
+def test_a_structure_fences_its_own_row(logits: torch.Tensor) -> None:
+    sequences = [row(seed=n, min_tokens=1, stop_token_ids=[5]) for n in range(4)]
+    for sequence, fence in zip(sequences[1:], (Fence(), Fence(5), Fence(5, 9)), strict=True):
+        sequence.matcher = fence
+    found = sample(logits.expand(4, -1), sequences, NO_ENDS)
+    start = "choosing the next token failed: "
+    assert found[0] == sample(logits.unsqueeze(0), sequences[:1], NO_ENDS)[0]
+    assert found[1] == Choice(None, error=start + "this one is broken")
+    assert found[2] == Choice(None, error=start + "the structure allows no token here")
+    assert found[3] == Choice(9)

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams
 from dsv2.engine.scheduler import Scheduler
-from dsv2.engine.sequence import Sequence
+from dsv2.engine.sequence import UNKNOWN, Sequence
 from dsv2.shapes import BLOCK_SIZE
 
 
@@ -212,6 +212,35 @@ def test_a_waiting_grammar_holds_up_nobody_else() -> None:
     assert advance(scheduler) == [("plain", 20)]
     scheduler.waiting[0].waits = False
     assert ("grammar", 20) in advance(scheduler)
+
+
+def test_a_step_under_way_is_planned_behind_but_found_by_nobody() -> None:
+    scheduler = Scheduler(BlockPool(8), max_step_tokens=200, max_sequences=4, share_answers=True)
+    short, long = (
+        sequence(62, answer=2, name="short"),
+        sequence(62, answer=9, name="long", salt="s"),
+    )
+    for one in (short, long):
+        scheduler.add(one)
+    advance(scheduler)
+    for step in range(2):
+        works = scheduler.plan()
+        # With its last token under way, the short one has nothing more to compute.
+        assert [work.sequence for work in works] == ([short, long] if step == 0 else [long])
+        for work in works:
+            scheduler.foresee(work)
+            work.sequence.tokens.append(UNKNOWN)
+        assert short.is_full
+        assert scheduler.pool.num_published == 0
+    # Block 0 is full of computed tokens, but the last of them is known only now.
+    assert long.computed == 64
+    for one in (short, long):
+        one.tokens = [7 if token == UNKNOWN else token for token in one.tokens]
+    for work in works:
+        scheduler.settle(work)
+    assert scheduler.pool.num_published == 1
+    assert scheduler.pool.match("s", long.tokens, 1) == long.blocks[:1]
+    scheduler.finish(short)
 
 
 class Machine(RuleBasedStateMachine):

@@ -55,14 +55,15 @@ def attend(
     return torch.cat(outputs)
 
 
-def three_steps(hidden: int) -> list[tuple[RaggedBatch, Tensor]]:
+def three_steps(
+    hidden: int, prompts: tuple[int, int, int] = (150, 70, 1), more: int = 40
+) -> list[tuple[RaggedBatch, Tensor]]:
     """Prompts; then tokens, a draft of three and a second chunk; then generated tokens alone."""
     draw = Draw("float32", seed=7)
-    batches = [
-        paged_batch([150, 70, 1], [0, 0, 0], [False] * 3, spare=2),
-        paged_batch([1, 3, 40], [150, 70, 1], [True, True, False], spare=2),
-        paged_batch([1, 1, 1], [151, 73, 41], [True] * 3, spare=2),
-    ]
+    new = ([*prompts], [1, 3, more], [1, 1, 1])
+    past = ([0, 0, 0], [*prompts], [prompts[0] + 1, prompts[1] + 3, prompts[2] + more])
+    flags = ([False] * 3, [True, True, False], [True] * 3)
+    batches = [paged_batch(*parts, spare=2) for parts in zip(new, past, flags, strict=True)]
     # One table for all steps: the widest.
     table = torch.randperm(18, generator=torch.Generator().manual_seed(1)).reshape(3, 6).int()
     steps = []

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.fp8 import FP8, Fp8Files
 from dsv2.checkpoint.hub import resolve
 from dsv2.checkpoint.quantised import QuantisedFiles, Quantiser, stored_bytes, stored_scheme
 from dsv2.checkpoint.safetensors import ModelLoadError
@@ -36,7 +37,9 @@ def load_packed(
         source: a folder, ``pocket`` or the name of a pulled model.
         executor: packs and computes.
         weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``: a published checkpoint is
-            converted while it is read. ``auto`` keeps what is stored.
+            converted while it is read. ``fp8`` is for a checkpoint that is published so and an
+            executor that has kernels for it. ``auto`` keeps what is stored, and makes bfloat16
+            of fp8, which every executor has.
         cache_format: of the latent cache (:data:`dsv2.kernels.latent.LATENT_FORMATS`); ``auto``
             for float32 with float32 weights, else bfloat16.
         progress: called with the layers done and their number.
@@ -50,16 +53,22 @@ def load_packed(
     config = ModelConfig.from_file(folder / "config.json")
     stored = stored_scheme(folder)
     fetch: Callable[[str], Weight]
-    if stored is not None:
+    if stored == FP8 and weights == FP8:
+        kind, fetch = FP8, Fp8Files(folder, config).fetch
+    elif stored == FP8:
+        wanted = "bfloat16" if weights == "auto" else weights
+        kind, fetch = _converted(Fp8Files(folder, config).fetch_wide, executor, wanted)
+    elif stored is not None:
         if weights not in ("auto", stored):
             raise ModelLoadError(
                 f"{folder}: weights are {stored}, {weights!r} was asked for; allowed is {stored}"
             )
         kind, fetch = stored, QuantisedFiles(folder, config, stored).fetch
     else:
-        kind, fetch = _published(folder, config, executor, weights)
+        kind, fetch = _converted(PublishedFiles(folder, config).fetch, executor, weights)
     needed, free = stored_bytes(config, kind), available_bytes()
-    if needed > free:
+    # A GPU's memory is planned by who chose the GPU.
+    if executor.device.type == "cpu" and needed > free:
         raise ModelLoadError(
             f"{folder}: the weights need {needed / 1e9:.1f} GB as {kind}, {free / 1e9:.1f} GB are "
             "free; ask for fewer bits"
@@ -81,16 +90,15 @@ def cache_format_for(weights: str, cache_format: str = "auto") -> str:
     return latent_format(cache_format).name
 
 
-def _published(
-    folder: Path, config: ModelConfig, executor: Executor, weights: str
+def _converted(
+    published: Callable[[str], Tensor], executor: Executor, weights: str
 ) -> tuple[str, Callable[[str], Weight]]:
     """The format's full name, and how to get a parameter in it."""
-    files = PublishedFiles(folder, config)
     if weights in SCHEMES:
         quantiser = Quantiser(executor, weights)
-        return weights, lambda name: quantiser.parameter(name, files.fetch(name))
+        return weights, lambda name: quantiser.parameter(name, published(name))
     if weights == "auto":
-        dtype = files.fetch("norm").dtype
+        dtype = published("norm").dtype
         dtype = torch.float32 if dtype == torch.float16 else dtype
     elif weights in NAMED_DTYPES:
         dtype = NAMED_DTYPES[weights]
@@ -98,7 +106,7 @@ def _published(
         raise ModelLoadError(f"weights {weights!r}, allowed are auto, {', '.join(WEIGHTS)}")
 
     def fetch(name: str) -> Tensor:
-        tensor = files.fetch(name)
+        tensor = published(name)
         # Routers and norms are computed with in fp32, whatever the rest has.
         return tensor if name.endswith("router_bias") else tensor.to(dtype)
 

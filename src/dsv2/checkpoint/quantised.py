@@ -12,8 +12,9 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,19 +22,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.fp8 import (
+    FP8,
+    FP8_SETTINGS,
+    check_fp8_settings,
+    fp8_shapes,
+    fp8_tensors,
+    is_fp8,
+)
 from dsv2.checkpoint.names import Place, published_name, published_shapes
 from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
     SafetensorsFile,
+    is_finite,
     write_safetensors,
 )
 from dsv2.checkpoint.weights import INDEX, PublishedFiles, locate_files, parameter_shapes
 from dsv2.kernels.executor import Executor
-from dsv2.kernels.formats import SCHEMES, QuantTensor, Scheme, Weight, scheme_of, stack
-from dsv2.model.config import QUANT_METHOD, ModelConfig
+from dsv2.kernels.formats import (
+    SCHEMES,
+    BlockTensor,
+    QuantTensor,
+    Scheme,
+    Weight,
+    dequantise,
+    quantise_blocks,
+    scheme_of,
+    stack,
+)
+from dsv2.model.config import FP8_METHOD, QUANT_METHOD, ModelConfig
 
 VERSION = 1
+_SETTINGS = "quantization_config"
 _PARTS = ("codes", "scales", "row_scales")
 _COPIED = (".json", ".md", ".txt", ".model")
 """Files beside the weights that go with them: tokenizer, generation settings, card."""
@@ -42,7 +63,7 @@ _ROWS = 4096
 
 
 def stored_scheme(folder: Path) -> str | None:
-    """The scheme of a folder's weights, or None where they are not quantised.
+    """The scheme of a folder's weights or ``fp8``, or None where they are not quantised.
 
     Raises:
         ModelLoadError: a scheme or version that this version does not know.
@@ -53,6 +74,9 @@ def stored_scheme(folder: Path) -> str | None:
         )
     except (OSError, ValueError, AttributeError):
         return None  # whoever reads the configuration says what is wrong with it
+    if isinstance(settings, dict) and settings.get("quant_method") == FP8_METHOD:
+        check_fp8_settings(folder, settings)
+        return FP8
     if not isinstance(settings, dict) or settings.get("quant_method") != QUANT_METHOD:
         return None
     scheme, version = settings.get("scheme"), settings.get("version")
@@ -131,7 +155,7 @@ class QuantisedFiles:
 
 
 def _finite(tensor: Tensor, name: str) -> Tensor:
-    if not bool(torch.isfinite(tensor).all()):
+    if not is_finite(tensor):
         raise ModelLoadError(f"parameter {name} holds NaN or infinity")
     return tensor
 
@@ -165,17 +189,23 @@ class Quantiser:
     """Quantises parameter by parameter and keeps account by kind."""
 
     def __init__(self, executor: Executor, scheme: str) -> None:
-        self._executor, self._scheme = executor, scheme_of(scheme)
+        self._executor = executor
+        self._scheme = None if scheme == FP8 else scheme_of(scheme)
         self._sums: dict[str, _Sum] = {}
 
-    def matrix(self, name: str, weight: Tensor) -> QuantTensor:
+    def matrix(self, name: str, weight: Tensor) -> QuantTensor | BlockTensor:
         """One matrix ``[rows, columns]``.
 
         Raises:
             ModelLoadError: it holds NaN or infinity.
         """
         _finite(weight, name)
-        done, errors = self._executor.quantise(weight, self._scheme.name)
+        done: QuantTensor | BlockTensor
+        if self._scheme is None:
+            done = quantise_blocks(weight)
+            errors = (dequantise(done) - weight.float()).square().sum(-1, dtype=torch.float64)
+        else:
+            done, errors = self._executor.quantise(weight, self._scheme.name)
         kind = self._sums.setdefault(_KIND.sub("", name), _Sum())
         kind.weights += weight.numel()
         kind.stored_bits += 8.0 * done.nbytes
@@ -186,7 +216,10 @@ class Quantiser:
 
     def parameter(self, name: str, weight: Tensor) -> Weight:
         """A parameter or a stack; what the scheme leaves alone comes back as it is."""
-        if not is_quantised(name, tuple(weight.shape), self._scheme):
+        shape = tuple(weight.shape)
+        if not (
+            is_fp8(name, shape) if self._scheme is None else is_quantised(name, shape, self._scheme)
+        ):
             return weight
         if weight.ndim == 3:
             return stack([self.matrix(name, one) for one in weight])
@@ -216,7 +249,7 @@ def quantise_checkpoint(
     Args:
         folder: a checkpoint in the published layout.
         target: must not exist; it appears whole or not at all.
-        scheme: ``int8`` or ``int4``.
+        scheme: ``int8``, ``int4``, or ``fp8`` in the layout that is published.
         executor: quantises.
         progress: called with the shards written and their number.
         extra: text files by name that go with them.
@@ -236,9 +269,10 @@ def quantise_checkpoint(
     fresh.mkdir()
     try:
         published = json.loads((folder / "config.json").read_text("utf-8"))
-        write_quantised(
-            fresh, config, scheme, lambda name: quantiser.parameter(name, source.fetch(name)),
-            published, progress,
+        write = write_fp8 if scheme == FP8 else partial(write_quantised, scheme=scheme)
+        write(
+            fresh, config, lambda name: quantiser.parameter(name, source.fetch(name)),
+            published=published, progress=progress,
         )  # fmt: skip
         for path in sorted(folder.iterdir()):
             if path.suffix in _COPIED and path.name not in ("config.json", INDEX):
@@ -253,7 +287,7 @@ def quantise_checkpoint(
 
 
 def write_quantised(
-    folder: Path, config: ModelConfig, scheme: str, fetch: Callable[[str], Weight],
+    folder: Path, config: ModelConfig, fetch: Callable[[str], Weight], scheme: str,
     published: Mapping[str, Any], progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Write weights and ``config.json``: one file per layer and one for the rest, with an index.
@@ -261,14 +295,40 @@ def write_quantised(
     Args:
         folder: exists, and holds no checkpoint yet.
         config: the shape.
-        scheme: ``int8`` or ``int4``.
         fetch: gives each parameter as it is to be stored, whole stacks of experts at once.
+        scheme: ``int8`` or ``int4``.
         published: the content of ``config.json`` without what is said here about the scheme.
         progress: called with the shards written and their number.
     """
     shapes = stored_shapes(config, scheme_of(scheme))
+
+    def tensors(name: str) -> list[tuple[str, Tensor]]:
+        done = fetch(name)
+        parts = [done] if isinstance(done, Tensor) else [getattr(done, part) for part in _PARTS]
+        return list(zip(shapes[name], parts, strict=True))
+
+    settings = {"quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme}
+    _write_layers(folder, list(shapes), tensors, {**published, _SETTINGS: settings}, progress)
+
+
+def write_fp8(
+    folder: Path, config: ModelConfig, fetch: Callable[[str], Weight],
+    published: Mapping[str, Any], progress: Callable[[int, int], None] | None = None,
+) -> None:  # fmt: skip
+    """:func:`write_quantised` in the published layout of fp8, which other engines load."""
+    _write_layers(
+        folder, list(parameter_shapes(config)), lambda name: fp8_tensors(name, fetch(name)),
+        {**published, _SETTINGS: FP8_SETTINGS}, progress,
+    )  # fmt: skip
+
+
+def _write_layers(
+    folder: Path, parameters: Sequence[str], tensors: Callable[[str], list[tuple[str, Tensor]]],
+    content: Mapping[str, Any], progress: Callable[[int, int], None] | None,
+) -> None:  # fmt: skip
+    """One file per layer and one for the rest, from each parameter's named tensors."""
     groups: dict[str, list[str]] = {}
-    for name in shapes:
+    for name in parameters:
         match = re.match(r"layers\.(\d+)\.", name)
         groups.setdefault(f"{int(match[1]):05d}" if match else "rest", []).append(name)
     weight_map: dict[str, str] = {}
@@ -277,27 +337,26 @@ def write_quantised(
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         entries: list[tuple[str, tuple[int, ...], torch.dtype]] = []
         ready: list[Tensor] = []
-        for name in names:
-            done = fetch(name)
-            parts = list(shapes[name])
-            tensors = [done] if isinstance(done, Tensor) else [getattr(done, p) for p in _PARTS]
-            for part, tensor in zip(parts, tensors, strict=True):
-                entries.append((part, tuple(tensor.shape), tensor.dtype))
-                ready.append(tensor)
-                weight_map[part] = file
-                total += tensor.nbytes
+        for part, tensor in (pair for name in names for pair in tensors(name)):
+            entries.append((part, tuple(tensor.shape), tensor.dtype))
+            ready.append(tensor)
+            weight_map[part] = file
+            total += tensor.nbytes
         write_safetensors(folder / file, entries, iter(ready))
         if progress is not None:
             progress(number, len(groups))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    quantised = {"quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme}
-    content = {**published, "quantization_config": quantised}
     (folder / "config.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def stored_bytes(config: ModelConfig, weights: str) -> int:
-    """Bytes that the weights take in a format: a scheme, ``bfloat16`` or ``float32``."""
+    """Bytes that the weights take in a format: a scheme, ``fp8``, ``bfloat16``, ``float32``."""
+    if weights == FP8:
+        return sum(
+            torch.Size(shape).numel() * dtype.itemsize
+            for shape, dtype in fp8_shapes(config).values()
+        )
     if weights not in SCHEMES:
         size = {"bfloat16": 2, "float32": 4}[weights]
         return sum(torch.Size(s).numel() for s in published_shapes(config).values()) * size
@@ -316,5 +375,6 @@ __all__ = [
     "quantise_checkpoint",
     "stored_bytes",
     "stored_scheme",
+    "write_fp8",
     "write_quantised",
 ]

@@ -18,7 +18,7 @@ from dsv2.model.packed import Fetch, PackedModel
 
 def synthetic_model(
     config: ModelConfig, executor: Executor, weights: str, *, cache_format: str = "auto",
-    seed: int = 0,
+    seed: int = 0, device: torch.device | str = "cpu",
 ) -> PackedModel:  # fmt: skip
     """A packed model of random weights: the memory traffic and arithmetic of a real one.
 
@@ -28,11 +28,12 @@ def synthetic_model(
         weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``; codes are drawn, not fitted.
         cache_format: of the latent cache, as for :func:`dsv2.checkpoint.packed.load_packed`.
         seed: of the numbers.
+        device: that draws them; another one draws other numbers.
 
     Raises:
         ValueError: the format is unknown.
     """
-    fetch = synthetic_weights(config, weights, seed)
+    fetch = synthetic_weights(config, weights, seed, device)
     kind = cache_format_for(weights, cache_format)
     return PackedModel(config, executor, fetch, weights=weights, cache_format=kind)
 
@@ -56,13 +57,15 @@ def synthetic_checkpoint(
     scheme_of(scheme)
     folder.mkdir(parents=True)
     write_quantised(
-        folder, config, scheme, synthetic_weights(config, scheme, seed), config.to_published()
+        folder, config, synthetic_weights(config, scheme, seed), scheme, config.to_published()
     )
     for name, content in files.items():
         (folder / name).write_bytes(content)
 
 
-def synthetic_weights(config: ModelConfig, weights: str, seed: int) -> Fetch:
+def synthetic_weights(
+    config: ModelConfig, weights: str, seed: int, device: torch.device | str = "cpu"
+) -> Fetch:
     """Random parameters of a shape by name, drawn in the order in which they are asked for.
 
     Raises:
@@ -72,7 +75,7 @@ def synthetic_weights(config: ModelConfig, weights: str, seed: int) -> Fetch:
         allowed = ", ".join(("float32", "bfloat16", *SCHEMES))
         raise ValueError(f"weights {weights!r}, allowed are {allowed}")
     shapes = parameter_shapes(config)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
 
     def fetch(name: str) -> Weight:
         shape = shapes[name]
@@ -81,7 +84,8 @@ def synthetic_weights(config: ModelConfig, weights: str, seed: int) -> Fetch:
         rest = "bfloat16" if quantised else weights
         if len(shape) == 1:
             wide = name.endswith("router_bias")
-            return torch.ones(shape, dtype=torch.float32 if wide else NAMED_DTYPES[rest])
+            dtype = torch.float32 if wide else NAMED_DTYPES[rest]
+            return torch.ones(shape, dtype=dtype, device=device)
         fits = quantised and is_quantised(name, shape, SCHEMES[weights])
         return synthetic_matrix(shape, weights if fits else rest, generator)
 
@@ -89,18 +93,23 @@ def synthetic_weights(config: ModelConfig, weights: str, seed: int) -> Fetch:
 
 
 def synthetic_matrix(shape: tuple[int, ...], weights: str, generator: torch.Generator) -> Weight:
-    """A matrix ``[.., rows, columns]`` whose numbers spread as real ones do."""
-    spread = shape[-1] ** -0.5
+    """A matrix ``[.., rows, columns]`` whose numbers spread as real ones do.
+
+    It lies on the device of ``generator``.
+    """
+    spread, device = shape[-1] ** -0.5, generator.device
     if weights not in SCHEMES:
         # A stack shares one draw: what matters is that each has memory of its own.
-        one = (torch.randn(shape[-2:], generator=generator) * spread).to(NAMED_DTYPES[weights])
-        return one.expand(shape).contiguous()
+        one = torch.randn(shape[-2:], generator=generator, device=device) * spread
+        return one.to(NAMED_DTYPES[weights]).expand(shape).contiguous()
     kind = SCHEMES[weights]
     *rows, columns = shape
     codes = torch.randint(
-        256, (*rows, columns * kind.bits // 8), dtype=torch.uint8, generator=generator
-    )
+        256, (*rows, columns * kind.bits // 8), dtype=torch.uint8, generator=generator,
+        device=device,
+    )  # fmt: skip
     scales = torch.randint(
-        70, 127, (*rows, columns // kind.group), dtype=torch.int8, generator=generator
-    )
-    return QuantTensor(weights, codes, scales, torch.full(rows, spread / 65 / 100))
+        70, 127, (*rows, columns // kind.group), dtype=torch.int8, generator=generator,
+        device=device,
+    )  # fmt: skip
+    return QuantTensor(weights, codes, scales, torch.full(rows, spread / 65 / 100, device=device))

@@ -19,6 +19,8 @@ from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
     SafetensorsFile,
+    fresh,
+    is_finite,
     open_safetensors,
     write_safetensors,
 )
@@ -83,7 +85,7 @@ def load_model(
         target = parameters[place.parameter].detach()
         target = target if place.expert is None else target[place.expert]
         file.read_into(name, target)
-        if check_finite and not bool(torch.isfinite(target).all()):
+        if check_finite and not is_finite(target):
             raise ModelLoadError(f"{file.path}: tensor {name} holds NaN or infinity")
     return model.eval()
 
@@ -105,7 +107,7 @@ def locate_files(
         folder: with one file, or several and an index.
         wanted: name and shape of every tensor there must be.
         ignored: names that may be there too.
-        state: allow integer dtypes.
+        state: allow integers and fp8 too.
 
     Raises:
         ModelLoadError: a file or tensor is missing, surplus or misshapen.
@@ -222,11 +224,11 @@ class PublishedFiles:
             for expert in (range(shape[0]) if stacked else (None,))
         ]
         dtype = self._files[names[0]].dtype_of(names[0])
-        whole = torch.empty(shape, dtype=dtype)
+        whole = fresh(shape, dtype)
         for expert, name in enumerate(names):
             target = whole[expert] if stacked else whole
             self._files[name].read_into(name, target)
-            if not bool(torch.isfinite(target).all()):
+            if not is_finite(target):
                 raise ModelLoadError(
                     f"{self._files[name].path}: tensor {name} holds NaN or infinity"
                 )

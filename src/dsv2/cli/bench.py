@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from dsv2.engine.bench import Figure, ModelBench, Roof
+    import torch
+
+    from dsv2.engine.bench import Figure, ModelBench
+    from dsv2.kernels.timing import Roof
 
 bench = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Measure speed and memory on this machine."
@@ -29,6 +34,7 @@ Random = Annotated[
 Cache = Annotated[
     str, typer.Option("--cache", help="float32, bfloat16, int8, int6; auto: as the weights.")
 ]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Default: one per core.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Numbers = Annotated[str, typer.Option(help="Comma-separated.")]
@@ -52,21 +58,40 @@ def _bits(weights: str) -> int:
 
 
 def _model_bench(
-    model: str, weights: str, cache: str, random: bool, threads: int | None, longest: int
-) -> tuple[ModelBench, Roof, str]:
+    model: str, weights: str, cache: str, random: bool, device: str, threads: int | None,
+    longest: int,
+) -> tuple[ModelBench, Roof, str]:  # fmt: skip
     from dsv2.checkpoint import load_packed
     from dsv2.checkpoint.synthetic import synthetic_model
+    from dsv2.checkpoint.weights import NAMED_DTYPES
     from dsv2.cli.info import find_config
     from dsv2.engine.bench import ModelBench, measure_roof
-    from dsv2.kernels.cpu import CpuExecutor
+    from dsv2.engine.loading import pick_device
+    from dsv2.kernels.executor import Executor, make_executor
+    from dsv2.kernels.timing import measure_device
 
-    executor = CpuExecutor(threads)
+    place = pick_device(device)
+    on_gpu = place.type == "cuda"
+    executor: Executor
+    measure: Callable[[str], Roof]
+    if on_gpu:
+        # By name: what auto falls back to without a fast executor would be measured unasked.
+        executor, own = make_executor("triton", "cuda", threads, deterministic=False), "bfloat16"
+        measure = lambda kind: measure_device(place, NAMED_DTYPES[kind])  # noqa: E731
+    else:
+        from dsv2.kernels.cpu import CpuExecutor
+
+        executor, own = CpuExecutor(threads), "int4"
+        measure = partial(measure_roof, executor)
+    if weights == "auto" and (random or on_gpu):
+        weights = own
     if random:
-        weights = "int4" if weights == "auto" else weights
-        packed = synthetic_model(find_config(model), executor, weights, cache_format=cache)
+        packed = synthetic_model(
+            find_config(model), executor, weights, cache_format=cache, device=place
+        )
     else:
         packed = load_packed(model, executor, weights=weights, cache_format=cache)
-    roof = measure_roof(executor, packed.weights)
+    roof = measure(packed.weights)
     title = f"{model} in {packed.description}, {packed.cache_format} cache"
     return ModelBench(packed, roof, longest), roof, title
 
@@ -102,13 +127,14 @@ def latency(
     random: Random = False,
     prompts: Numbers = "128,512",
     depths: Numbers = "128,1024,4096",
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """One sequence: prompts of some lengths, then single tokens at some depths."""
     lengths, places = _numbers(prompts), _numbers(depths)
     own, roof, title = _model_bench(
-        model, weights, cache, random, threads, max(*lengths, *places) + 1
+        model, weights, cache, random, device, threads, max(*lengths, *places) + 1
     )
     figures = [own.prefill(length) for length in lengths]
     figures += [own.decode(1, depth) for depth in places]
@@ -123,13 +149,14 @@ def throughput(
     random: Random = False,
     sequences: Numbers = "1,4,16,32",
     depth: Annotated[int, typer.Option(min=1, help="Tokens of each in the cache.")] = 128,
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Several sequences at once, a token each per step."""
     counts = _numbers(sequences)
     longest = max(counts) * (depth + 64)
-    own, roof, title = _model_bench(model, weights, cache, random, threads, longest)
+    own, roof, title = _model_bench(model, weights, cache, random, device, threads, longest)
     _show(title, roof, [own.decode(count, depth) for count in counts], as_json)
 
 
@@ -141,13 +168,23 @@ def kernels(
     columns: Annotated[int, typer.Option(min=64)] = 2048,
     tokens: Numbers = "1,4,16,64,256",
     weights: Annotated[str, typer.Option(help="Comma-separated.")] = "float32,bfloat16,int8,int4",
+    device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Matrices of every format times few and many rows of activations."""
+    """On a CPU matrices of every format times rows of activations, on a GPU every kernel.
+
+    GPU kernels are measured at published shapes; ROWS, COLUMNS, TOKENS and WEIGHTS are the CPU's.
+    """
     from dsv2.engine.bench import bench_linear, measure_roof
-    from dsv2.kernels.cpu import CpuExecutor
+    from dsv2.engine.loading import pick_device
     from dsv2.kernels.formats import SCHEMES
+
+    place = pick_device(device)
+    if place.type == "cuda":
+        _gpu_kernels(place, as_json)
+        return
+    from dsv2.kernels.cpu import CpuExecutor
 
     executor = CpuExecutor(threads)
     for name in weights.split(","):
@@ -161,17 +198,65 @@ def kernels(
         _show(executor.description, roof, figures, as_json)
 
 
+def _gpu_kernels(device: torch.device, as_json: bool, tiny: bool = False) -> None:
+    """Every Triton kernel against the reference and its roof, and the decode kernel to take."""
+    import torch
+
+    from dsv2.kernels.flashinfer import MARGIN
+    from dsv2.kernels.timing import measure_device
+    from dsv2.kernels.triton.bench import KernelBench
+    from dsv2.kernels.triton.bench_attention import faster_decode
+    from dsv2.kernels.triton.bench_cases import run_kernel_benches
+
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
+    roof = measure_device(device, dtype, tiny=tiny)
+    own = KernelBench(device, roof, tiny, quiet=True)
+    run_kernel_benches(own)
+    choices = faster_decode(own)
+    if as_json:
+        results = [asdict(one) for one in own.results]
+        typer.echo(json.dumps({"roof": asdict(roof), "results": results, "faster": choices}))
+        return
+    table = Table(title=f"kernels on {device}")
+    for name in ("kernel", "case", "variant", "us", "GB/s", "TFLOP/s", "of the roof", "error"):
+        table.add_column(name, justify="left" if name in ("kernel", "case", "variant") else "right")
+    for one in own.results:
+        if one.failure:
+            table.add_row(one.kernel, one.case, one.variant, "FAILED")
+            continue
+        error = "" if one.error is None else f"{one.error:.1e}"
+        table.add_row(
+            one.kernel, one.case, one.variant, f"{one.microseconds:,.1f}",
+            f"{one.gigabytes_s:,.0f}", f"{one.teraflops:,.1f}", f"{one.fraction:.0%}", error,
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    console.print(
+        f"Roofs measured just now: copy {roof.read / 1e12:.2f} TB/s, "
+        f"product {roof.multiply / 1e12:.0f} TFLOP/s."
+    )
+    console.print(
+        "Backend auto decodes with triton. Faster by more than "
+        f"{MARGIN - 1:.0%}, to be asked for by name: "
+        + ", ".join(f"{case}: {backend}" for case, backend in choices.items())
+    )
+    for one in own.failed():
+        console.print(f"{one.kernel} {one.case} {one.variant}: {one.failure or 'wrong'}")
+    if own.failed():
+        raise typer.Exit(1)
+
+
 @bench.command()
-def memory(model: Model = "pocket", as_json: Json = False) -> None:
+def memory(model: Model = "pocket", device: Device = "cpu", as_json: Json = False) -> None:
     """What the weights and the cache of MODEL take in every format; nothing is loaded."""
     from dsv2.checkpoint.packed import WEIGHTS, cache_format_for
     from dsv2.checkpoint.quantised import stored_bytes
-    from dsv2.checkpoint.weights import available_bytes
     from dsv2.cli.info import find_config
     from dsv2.engine.cache import token_bytes
+    from dsv2.engine.loading import free_bytes, pick_device
     from dsv2.kernels.latent import LATENT_FORMATS
 
-    config, free = find_config(model), available_bytes()
+    config, free = find_config(model), free_bytes(pick_device(device))
     rows = {name: stored_bytes(config, name) for name in WEIGHTS}
     cached = {kind: token_bytes(config, kind) for kind in LATENT_FORMATS}
     if as_json:

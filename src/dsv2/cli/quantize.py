@@ -1,4 +1,4 @@
-"""``dsv2 quantize``: a checkpoint in 8 or 4 bits."""
+"""``dsv2 quantize``: a checkpoint in 8 or 4 bits, or in fp8."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A folder, pocket or the name of a pulled model.")],
     output: Annotated[Path, typer.Argument(help="The folder to write, which must not exist.")],
     scheme: Annotated[
-        str, typer.Option(help="int4 (4.14 bits per weight) or int8 (8.27).")
+        str,
+        typer.Option(
+            help="int4 (4.14 bits per weight), int8 (8.27), or fp8 (8.00) for any engine."
+        ),
     ] = "int4",
     threads: Annotated[int | None, typer.Option(min=1, help="Default: one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,

@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dsv2.checkpoint.quantised import stored_shapes
 from dsv2.checkpoint.synthetic import synthetic_matrix
 from dsv2.checkpoint.weights import parameter_shapes
-from dsv2.engine.cache import allocate_cache, token_bytes
+from dsv2.engine.blocks import BlockPool
+from dsv2.engine.cache import token_bytes
+from dsv2.engine.engine import Engine
+from dsv2.engine.graphs import CudaCapture
+from dsv2.engine.request import Limits, Request, SamplingParams
+from dsv2.engine.runner import Runner
+from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import blocks_for
-from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.timing import Roof, step_seconds, wait
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import count
 from dsv2.model.packed import PackedModel
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
+if TYPE_CHECKING:  # A checkout that only a GPU computes with need not be built.
+    from dsv2.kernels.cpu import CpuExecutor
 
-@dataclass(frozen=True)
-class Roof:
-    """What the machine can do, measured on the spot.
-
-    Attributes:
-        read: bytes per second from memory.
-        multiply: operations per second of the weights' dot product.
-    """
-
-    read: float
-    multiply: float
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -116,15 +114,33 @@ def paged(
         slots=slots.flatten().to(torch.int32),
         logit_rows=torch.arange(new - 1, total, new, dtype=torch.int32),
         host_lengths=(new,) * sequences,
+        host_totals=(past + new,) * sequences,
         generated=(generated,) * sequences,
     )
 
 
+def step_operations(config: ModelConfig, sequences: int, new: int, past: int) -> float:
+    """Operations of a step of ``new`` tokens for each sequence that has ``past`` before them.
+
+    Two per parameter that multiplies, and those of attention: over the latents themselves for
+    single tokens, else over expanded keys and values. The head is computed for one position of
+    each sequence.
+    """
+    counts, total = count(config), sequences * new
+    head = 2.0 * config.vocab_size * config.hidden_size
+    operations = total * (2.0 * counts.active_without_embedding - head) + sequences * head
+    latent, rope = config.kv_lora_rank, config.qk_rope_head_dim
+    width = counts.score_width
+    if new == 1:
+        width = config.num_attention_heads * (2 * latent + rope)
+    return operations + 2.0 * counts.layers * width * total * (past + (new + 1) / 2)
+
+
 class ModelBench:
-    """Times steps of one model.
+    """Times steps of one model, on whatever device it is.
 
     Args:
-        model: on a CPU executor.
+        model: on the executor of its device.
         roof: of this machine.
         longest: most tokens of all sequences together that will be asked for.
     """
@@ -132,13 +148,12 @@ class ModelBench:
     def __init__(self, model: PackedModel, roof: Roof, longest: int) -> None:
         self._model, self._roof = model, roof
         self._blocks = blocks_for(longest) + 64
-        self._cache = allocate_cache(
-            model.config, self._blocks, model.cache_format, torch.device("cpu")
-        )
+        self._runner = Runner(model, self._blocks)
 
-    def prefill(self, tokens: int, repeats: int = 3) -> Figure:
-        """A prompt of so many tokens, with the logits of its last."""
-        return self._time(f"prefill {tokens}", 1, tokens, 0, False, repeats)
+    def prefill(self, tokens: int, repeats: int = 3, *, sequences: int = 1) -> Figure:
+        """Prompts of so many tokens, with the logits of the last of each."""
+        work = f"prefill {tokens}" if sequences == 1 else f"prefill {sequences} x {tokens}"
+        return self._time(work, sequences, tokens, 0, False, repeats)
 
     def decode(self, sequences: int, depth: int, repeats: int = 15) -> Figure:
         """One token for each of some sequences that have ``depth`` tokens in the cache."""
@@ -147,36 +162,42 @@ class ModelBench:
     def _time(
         self, work: str, sequences: int, new: int, past: int, generated: bool, repeats: int
     ) -> Figure:
-        model, config = self._model, self._model.config
-
-        def run() -> None:
-            batch = paged(
+        config, runner, device = self._model.config, self._runner, self._model.device
+        # Made before the clock runs: the engine makes a batch while the last one computes.
+        batches = [
+            paged(
                 sequences, new, past, self._blocks, generated=generated,
                 vocab_size=config.vocab_size,
-            )  # fmt: skip
-            model(batch, self._cache)
+            ).to(device)
+            for _ in range(repeats + 1)
+        ]  # fmt: skip
 
-        seconds = timed(run, repeats)
+        def compute(batch: RaggedBatch) -> tuple[Tensor, Tensor]:
+            assert batch.logit_rows is not None
+            logits = runner.logits(runner.forward(batch)[batch.logit_rows.long()])
+            return logits, logits.argmax(-1)
+
+        if generated and device.type == "cuda":
+            held = batches[0]
+            captured = CudaCapture(device)(lambda: compute(held))
+
+            def run(turn: int) -> None:
+                held.tokens.copy_(batches[turn].tokens)
+                captured.replay()
+
+        else:
+
+            def run(turn: int) -> None:
+                compute(batches[turn])
+
+        seconds = step_seconds(run, repeats, device)
         total = sequences * new
-        needed = step_bytes(config, model.weights, total, 0, model.cache_format)
-        needed += float(sequences * past * token_bytes(config, model.cache_format))
-        # The head is computed for one position of each sequence.
-        head = 2.0 * config.vocab_size * config.hidden_size
-        operations = total * (2.0 * count(config).active_without_embedding - head)
-        operations += sequences * head
-        limit = max(needed / self._roof.read, operations / self._roof.multiply)
+        kind = self._model.cache_format
+        needed = step_bytes(config, self._model.weights, total, 0, kind)
+        needed += float(sequences * past * token_bytes(config, kind))
+        operations = step_operations(config, sequences, new, past)
+        limit = self._roof.limit(needed, operations)
         return Figure(work, seconds, total / seconds, needed, operations, limit)
-
-
-def timed(run: Callable[[], None], repeats: int) -> float:
-    """Median seconds of ``repeats`` runs after one that does not count."""
-    run()
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - start)
-    return median(found)
 
 
 def bench_linear(
@@ -187,13 +208,49 @@ def bench_linear(
     handle = executor.pack_linear(synthetic_matrix((rows, columns), weights, generator))
     x = torch.randn(tokens, columns, generator=generator)
 
-    def run() -> None:
+    def run(turn: int) -> None:
         executor.linear(handle, x, None, 0.0)
 
-    seconds = timed(run, 7)
+    seconds = step_seconds(run, 7, CPU)
     operations = 2.0 * rows * columns * tokens
-    limit = max(handle.bytes / roof.read, operations / roof.multiply)
+    limit = roof.limit(handle.bytes, operations)
     return Figure(
         f"{weights} [{rows} x {columns}] x {tokens}", seconds, tokens / seconds,
         float(handle.bytes), operations, limit,
     )  # fmt: skip
+
+
+def engine_seconds(model: PackedModel, sequences: int, prompt: int, new: int) -> float:
+    """Seconds in which the engine answers some requests at once, greedily, from first to last.
+
+    It is what ``LLM.generate`` does but for the tokenizer. The same once before does not count:
+    kernels are compiled and graphs recorded there.
+
+    Args:
+        model: packed.
+        sequences: requests, each of its own random tokens.
+        prompt: tokens of each.
+        new: tokens of each answer.
+    """
+    vocab, context = model.config.vocab_size, prompt + new + 1
+    blocks = sequences * blocks_for(context)
+    scheduler = Scheduler(
+        BlockPool(blocks), max_step_tokens=max(8192, sequences), max_sequences=sequences
+    )
+    engine = Engine(Runner(model, blocks), scheduler, Limits(vocab, context), ends=())
+
+    def answer(turn: int) -> float:
+        params = SamplingParams(max_tokens=new, temperature=0.0, ignore_eos=True)
+        drawn = torch.randint(
+            vocab, (sequences, prompt), generator=torch.Generator().manual_seed(turn)
+        ).tolist()
+        start = time.perf_counter()
+        for number, ids in enumerate(drawn):
+            engine.add(Request(f"{turn}-{number}", tuple(ids), params))
+        while engine.has_work:
+            engine.step()
+        wait(model.device)
+        return time.perf_counter() - start
+
+    answer(0)
+    return answer(1)

@@ -7,16 +7,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
-from dsv2.engine.batch import build_batch
 from dsv2.engine.request import MAX_SEED, Limits, Request, RequestError, validate
-from dsv2.engine.runner import Runner
-from dsv2.engine.sampler import Choice, TokenLogprobs, sample, token_logprobs
+from dsv2.engine.runner import Launch, Runner
+from dsv2.engine.sampler import Choice, TokenLogprobs, logprob_rows, read_logprobs, sample
 from dsv2.engine.scheduler import Scheduler
-from dsv2.engine.sequence import Sequence, Work
+from dsv2.engine.sequence import UNKNOWN, Sequence, Work
+from dsv2.engine.shaping import needs_last_token
 from dsv2.engine.speculate import Drafter
 from dsv2.engine.structured import Pending, StructureCompiler, StructureError
+from dsv2.engine.transfer import to_device
 
 _LOGPROB_ROWS = 64
 """Prompt positions whose logits are alive at once: 64 rows of 102,400 fp32 are 26 MB."""
@@ -65,6 +67,8 @@ class EngineStats:
         accepted_tokens: of those, right.
         undrafted_steps: how often a sequence got no guesses because the draft model's cache was
             full, its context too short or its numbers not finite.
+        overlapped_steps: steps that were started while the one before was being computed.
+        captured_steps: sizes of a decode step that were captured for the GPU.
     """
 
     running: int
@@ -77,6 +81,23 @@ class EngineStats:
     drafted_tokens: int
     accepted_tokens: int
     undrafted_steps: int
+    overlapped_steps: int
+    captured_steps: int
+
+
+@dataclass
+class _Flight:
+    """A step that was started.
+
+    Attributes:
+        works: its plan.
+        launch: what will come of it.
+        is_foreseen: whether its sequences go on already as if it had been collected.
+    """
+
+    works: list[Work]
+    launch: Launch
+    is_foreseen: bool = False
 
 
 class Engine:
@@ -108,6 +129,8 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
         self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = 0
+        self._flight: _Flight | None = None
+        self._overlapped = 0
 
     @property
     def has_work(self) -> bool:
@@ -129,6 +152,8 @@ class Engine:
             drafted_tokens=self._drafted,
             accepted_tokens=self._accepted,
             undrafted_steps=0 if self._drafter is None else self._drafter.num_undrafted,
+            overlapped_steps=self._overlapped,
+            captured_steps=self._runner.num_captures,
         )
 
     def add(self, request: Request) -> None:
@@ -173,21 +198,77 @@ class Engine:
         self._scheduler.finish(sequence, forget=forget)
 
     def step(self) -> list[TokenOutput]:
-        """Compute one batch; empty when it held chunks of prompts alone, or nothing was to do."""
-        if self._drafter is not None:
-            self._drafter.draft([s for s in self._scheduler.running if s.remaining == 1])
-        failed = self._take_structures()
+        """Compute one batch; empty when it held chunks of prompts alone, or nothing was to do.
+
+        On a GPU the batch after it is under way when this returns, wherever the host need not know
+        this one's tokens to prepare it.
+        """
+        flight = self._flight
+        if flight is not None and not any(self._lives(work.sequence) for work in flight.works):
+            flight = self._flight = None
+        failed: list[TokenOutput] = []
+        if flight is None:
+            if self._drafter is not None:
+                self._drafter.draft([s for s in self._scheduler.running if s.remaining == 1])
+            failed = self._take_structures()
+            flight = self._launch(None)
+            if flight is None:
+                if self._compiling and not failed:
+                    next(iter(self._compiling.values())).wait(_COMPILE_WAIT)
+                return failed
+        following = None
+        if self._may_overlap(flight):
+            # Should the next launch fail, this step's tokens are still there to be collected.
+            self._flight = flight
+            self._foresee(flight)
+            failed += self._take_structures()
+            following = self._launch(flight)
+            self._overlapped += following is not None
+        self._flight = following
+        return failed + self._collect(flight)
+
+    def _lives(self, sequence: Sequence) -> bool:
+        """Whether a sequence of a step under way has not ended meanwhile."""
+        return self._sequences.get(sequence.request.id) is sequence
+
+    def _may_overlap(self, flight: _Flight) -> bool:
+        """Whether the next step can be planned and started before this one's tokens are known."""
+        return (
+            self._runner.is_asynchronous
+            and self._drafter is None
+            and flight.launch.is_decode
+            and not flight.is_foreseen
+            and not any(needs_last_token(work.sequence) for work in flight.works)
+        )
+
+    def _foresee(self, flight: _Flight) -> None:
+        """Go on as if every sequence had its token and no answer ended with it.
+
+        Answers that reach their ``max_tokens`` with it are full, and are not planned again.
+        """
+        flight.is_foreseen = True
+        for work in flight.works:
+            if self._lives(work.sequence):
+                self._scheduler.foresee(work)
+                work.sequence.tokens.append(UNKNOWN)
+
+    def _launch(self, before: _Flight | None) -> _Flight | None:
+        """Plan a step and start it, perhaps behind one that computes; None without any work."""
         works = self._scheduler.plan()
         if not works:
-            if self._compiling and not failed:
-                next(iter(self._compiling.values())).wait(_COMPILE_WAIT)
-            return failed
-        batch = build_batch(works, self._runner.device)
-        hidden = self._runner.forward(batch)
-        self._score_prompts(works, hidden)
-        assert batch.logit_rows is not None
-        logits = self._runner.logits(hidden[batch.logit_rows.long()])
-        return failed + self._choose(works, logits)
+            return None
+        unknown, picks = {}, None
+        if before is not None:
+            picks = before.launch.picks
+            unknown = {
+                work.sequence: row
+                for row, work in enumerate(before.works)
+                if self._lives(work.sequence)
+            }
+        launch = self._runner.launch(works, self._ends, unknown, picks)
+        if launch.hidden is not None:
+            self._score_prompts(works, launch.hidden)
+        return _Flight(works, launch)
 
     def _take_structures(self) -> list[TokenOutput]:
         """Let sequences go whose structure is compiled; end those whose structure is bad."""
@@ -223,50 +304,79 @@ class Engine:
             for place in range(0, len(targets), _LOGPROB_ROWS):
                 some = targets[place : place + _LOGPROB_ROWS]
                 logits = self._runner.logits(hidden[first + place : first + place + len(some)])
-                found += [
-                    token_logprobs(row, token, count)
-                    for row, token in zip(logits, some, strict=True)
-                ]
+                tokens = to_device(some, torch.int64, logits.device)
+                rows = logprob_rows(logits, tokens, count).tolist()
+                found += [read_logprobs(row, count) for row in rows]
 
-    def _choose(self, works: list[Work], logits: Tensor) -> list[TokenOutput]:
-        """Choose the next token of each sequence, and of its drafts as long as they are right."""
+    def _collect(self, flight: _Flight) -> list[TokenOutput]:
+        """Take in a step's tokens, and those of drafts as long as the drafts are right."""
         outputs: list[TokenOutput] = []
-        known = [len(work.sequence.tokens) for work in works]
+        works, counts = flight.works, flight.launch.counts
+        choices = iter(flight.launch.picks.choices())
+        first = [next(choices) if count else None for count in counts]
+        living = [self._lives(work.sequence) for work in works]
+        known = [len(work.sequence.tokens) - flight.is_foreseen for work in works]
         drafts = [list(work.sequence.drafts) for work in works]
-        # Counted before any token is appended, which changes what a work's numbers mean.
-        counts = [work.num_choices for work in works]
-        starts = [0, *accumulate(counts)]
         reasons: dict[int, str] = {}
-        open_works = [place for place, count in enumerate(counts) if count]
-        turn = 0
-        while open_works:
-            rows = [starts[place] + turn for place in open_works]
-            picked = logits if len(rows) == logits.shape[0] else logits[rows]
-            choices = sample(picked, [works[place].sequence for place in open_works], self._ends)
-            going_on = []
-            for place, choice in zip(open_works, choices, strict=True):
-                work = works[place]
-                reason = self._append(work.sequence, choice)
-                outputs.append(self._output(work.sequence, choice, reason))
-                if reason is not None:
-                    reasons[place] = reason
-                elif turn + 1 < counts[place] and choice.token == drafts[place][turn]:
-                    going_on.append(place)
-            open_works = going_on
-            turn += 1
+        going_on: list[int] = []
+        for place, (work, choice) in enumerate(zip(works, first, strict=True)):
+            if choice is None or not living[place]:
+                continue
+            if flight.is_foreseen:
+                assert work.sequence.tokens.pop() == UNKNOWN
+            self._take(work.sequence, choice, place, outputs, reasons)
+            if place not in reasons and counts[place] > 1 and choice.token == drafts[place][0]:
+                going_on.append(place)
+        self._verify(flight, going_on, drafts, outputs, reasons)
         for place, work in enumerate(works):
+            if not living[place]:
+                continue
             sequence = work.sequence
             sequence.drafts = []
-            accepted = None
-            if counts[place]:
-                self._drafted += counts[place] - 1
-                new = len(sequence.tokens) - known[place]
-                self._accepted += max(new - 1, 0)
-                accepted = known[place] + max(new - 1, 0) - sequence.computed
-            self._scheduler.advance(work, accepted)
+            if flight.is_foreseen:
+                self._scheduler.settle(work)
+            else:
+                accepted = None
+                if counts[place]:
+                    self._drafted += counts[place] - 1
+                    right = max(len(sequence.tokens) - known[place] - 1, 0)
+                    self._accepted += right
+                    accepted = known[place] + right - sequence.computed
+                self._scheduler.advance(work, accepted)
             if place in reasons:
                 self._end(sequence, forget=reasons[place] == "error")
         return outputs
+
+    def _verify(
+        self, flight: _Flight, open_works: list[int], drafts: list[list[int]],
+        outputs: list[TokenOutput], reasons: dict[int, str],
+    ) -> None:  # fmt: skip
+        """Choose on behind drafts that were right; ``open_works`` are those of the first turn."""
+        works, counts, logits = flight.works, flight.launch.counts, flight.launch.logits
+        starts, turn = [0, *accumulate(counts)], 1
+        while open_works:
+            rows = [starts[place] + turn for place in open_works]
+            sequences = [works[place].sequence for place in open_works]
+            going_on = []
+            for place, choice in zip(
+                open_works, sample(logits[rows], sequences, self._ends), strict=True
+            ):
+                self._take(works[place].sequence, choice, place, outputs, reasons)
+                more = place not in reasons and turn + 1 < counts[place]
+                if more and choice.token == drafts[place][turn]:
+                    going_on.append(place)
+            open_works = going_on
+            turn += 1
+
+    def _take(
+        self, sequence: Sequence, choice: Choice, place: int, outputs: list[TokenOutput],
+        reasons: dict[int, str],
+    ) -> None:  # fmt: skip
+        """Take a token in and tell of it; note the reason to finish, if there is one."""
+        reason = self._append(sequence, choice)
+        outputs.append(self._output(sequence, choice, reason))
+        if reason is not None:
+            reasons[place] = reason
 
     def _append(self, sequence: Sequence, choice: Choice) -> str | None:
         """Take the token in; the reason to finish, if there is one."""
@@ -281,7 +391,7 @@ class Engine:
         ended = choice.token in self._ends and not params.ignore_eos
         if ended or choice.token in params.stop_token_ids:
             return "stop"
-        return "length" if sequence.num_generated >= params.max_tokens else None
+        return "length" if sequence.is_full else None
 
     def _output(self, sequence: Sequence, choice: Choice, reason: str | None) -> TokenOutput:
         request = sequence.request

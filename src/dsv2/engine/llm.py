@@ -61,29 +61,33 @@ class LLM:
     Args:
         model: a folder, a pulled release or ``pocket``.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
-        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8`` and
-            ``int4``, to which a checkpoint is converted while it is read. ``auto`` is bfloat16 on
-            a GPU; on a CPU what is stored if that is quantised, else float32 for a small model and
-            the widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
+        dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; to the
+            last two a checkpoint is converted while it is read. ``auto`` is what is stored if that
+            is quantised; else bfloat16 on a GPU, and on a CPU float32 for a small model and the
+            widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
         backend: of the model's ops; ``auto`` takes the fastest there is.
         threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
             ``max_sequences`` of full length need, within the memory that the weights leave.
-        cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, and on a CPU ``int8``
-            and ``int6``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside weights in
-            float32, else bfloat16.
+        cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, ``int8``, ``int6``,
+            and on a GPU ``fp8``; see :mod:`dsv2.kernels.latent`. ``auto`` is float32 beside
+            weights in float32, else bfloat16.
         prefix_cache: share the cache of equal beginnings.
-        deterministic: never reuse the cache of generated tokens for a prompt, which was computed
-            in another form: answers are then the same on a cache hit, to the last bit. False makes
-            the next turn of a chat start faster.
+        deterministic: an answer's bits depend on its own request alone: never reuse the cache of
+            generated tokens for a prompt, which was computed in another form, and on a GPU fix the
+            order of every sum. False makes the next turn of a chat start faster, and a GPU run
+            faster throughout. None is True on a CPU, where sums are in order anyway.
         speculate: tokens to guess and verify in one step; 0 is off. The guesses come from earlier
             text, or from ``draft_model``.
         draft_model: a smaller model of the same vocabulary, as a folder or name like ``model``,
             with the same device, dtype and backend. It keeps a cache of as many tokens.
         plan: of :func:`dsv2.engine.loading.prepare`, in place of ``dtype``,
             ``cache_tokens`` and ``cache_dtype``.
+        max_memory: for a model larger than the GPU: sizes such as ``"10GiB"`` by ``cuda`` and
+            ``cpu``, each at most what is free. The routed experts of as many layers as must are
+            kept in the host's memory and computed there.
 
     Attributes:
         plan: what lies in memory, and what to change for more.
@@ -107,23 +111,26 @@ class LLM:
         cache_tokens: int | None = None,
         cache_dtype: str = "auto",
         prefix_cache: bool = True,
-        deterministic: bool = True,
+        deterministic: bool | None = None,
         speculate: int = 0,
         draft_model: str | Path | None = None,
         plan: MemoryPlan | None = None,
+        max_memory: Mapping[str, str | int] | None = None,
     ) -> None:
         if plan is not None and (dtype, cache_dtype, cache_tokens) != ("auto", "auto", None):
             raise ValueError("plan stands for dtype, cache_dtype and cache_tokens; give it or them")
         self.folder = resolve(model)
         self.device = pick_device(device)
+        if deterministic is None:
+            deterministic = self.device.type == "cpu"
         self.tokenizer = Tokenizer.from_folder(self.folder)
         draft_folder = find_draft(draft_model, speculate, self.folder, self.tokenizer)
         self.plan = plan or plan_folder(
             self.folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
             cache_tokens=cache_tokens, max_sequences=max_sequences,
-            max_step_tokens=max_step_tokens,
+            max_step_tokens=max_step_tokens, max_memory=max_memory,
         )  # fmt: skip
-        self.model = load(self.folder, self.plan, self.device, backend, threads)
+        self.model = load(self.folder, self.plan, self.device, backend, threads, deterministic)
         self.config = self.model.config
         self.chat_format: ChatFormat = chat_format(self.tokenizer.chat_format_name, self.tokenizer)
         blocks = self.plan.cache_tokens // BLOCK_SIZE
@@ -142,10 +149,12 @@ class LLM:
             own = plan_folder(
                 draft_folder, self.device, backend, dtype=dtype, cache_dtype=cache_dtype,
                 cache_tokens=self.plan.cache_tokens, max_sequences=max_sequences,
-                max_step_tokens=max_step_tokens,
+                max_step_tokens=max_step_tokens, promised=self.plan.cache_bytes,
             )  # fmt: skip
             drafter = ModelDrafter(
-                Runner(load(draft_folder, own, self.device, backend, threads), blocks),
+                Runner(
+                    load(draft_folder, own, self.device, backend, threads, deterministic), blocks
+                ),
                 BlockPool(blocks),
                 ends,
                 speculate,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,21 +12,28 @@ import torch
 
 from dsv2.checkpoint import ModelNotFoundError, load_model, load_packed, resolve
 from dsv2.checkpoint.converted import convert_once, converted_copies
+from dsv2.checkpoint.fp8 import FP8
 from dsv2.checkpoint.hub import missing_weights, pull_verified, repository_of
 from dsv2.checkpoint.packed import WEIGHTS
 from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.checkpoint.releases import RELEASES, config_of
 from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.draft_model import check_vocabularies
-from dsv2.engine.plan import MemoryPlan, plan_memory, size_text
+from dsv2.engine.offload import memory_limits, plan_host_layers, weight_bytes
+from dsv2.engine.plan import GOOD_CACHE, MARGIN, MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
 from dsv2.kernels.executor import Executor, make_executor
 from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.latent import LATENT_FORMATS, latent_format
+from dsv2.kernels.offload import OffloadExecutor
+from dsv2.kernels.registry import has
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
 from dsv2.tokenizer import Tokenizer
 
+_NO_LIMIT = 1 << 60
+"""Bytes that hold anything: what a plan would be if all of it fitted."""
 UNPACKED = ("float32", "bfloat16")
 """Formats of the weights of a ``Transformer``."""
 
@@ -65,6 +73,8 @@ def plan_folder(
     max_sequences: int = 16,
     max_step_tokens: int = 2048,
     convert: bool = True,
+    promised: int = 0,
+    max_memory: Mapping[str, str | int] | None = None,
 ) -> MemoryPlan:
     """The memory plan of a folder's model for the memory that is free now.
 
@@ -79,6 +89,8 @@ def plan_folder(
         max_step_tokens: as for ``LLM``.
         convert: ``int8`` and ``int4`` are made while a published checkpoint is read; False where
             a converted copy will be loaded instead.
+        promised: bytes of the free memory that something else will take.
+        max_memory: as for ``LLM``.
 
     Raises:
         ConfigError: the configuration is not one of this architecture.
@@ -86,24 +98,53 @@ def plan_folder(
         ValueError: an argument is out of bounds, or the backend cannot run the format.
     """
     stored = stored_scheme(folder)
+    if stored == FP8:
+        stored = None  # converted while it is read, as bf16 is
     dtype = _full_name(dtype)
     if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
         raise ValueError(
-            f"weights in {stored or dtype} need backend 'cpu' on device cpu, "
+            f"weights in {stored or dtype} need backend 'cpu' on device cpu or 'triton' on cuda, "
             f"got {backend!r} on {device}"
         )
-    return _plan(
-        ModelConfig.from_file(folder / "config.json"), device, backend, stored, dtype,
-        cache_dtype, cache_tokens, max_sequences, max_step_tokens, convert=convert,
-    )  # fmt: skip
+    config = ModelConfig.from_file(folder / "config.json")
+
+    def plan(free: int) -> MemoryPlan:
+        return _plan(
+            config, device, backend, stored, dtype, cache_dtype, cache_tokens, max_sequences,
+            max_step_tokens, convert=convert, free=free,
+        )  # fmt: skip
+
+    free = max(free_bytes(device) - promised, 0)
+    if max_memory is None:
+        return plan(free)
+    if device.type != "cuda" or not _is_packed(device, backend):
+        raise ValueError(
+            f"max_memory is for backend 'triton' on device cuda, got {backend!r} on {device}"
+        )
+    limits = memory_limits(max_memory, {"cuda": free, "cpu": available_bytes()})
+    ideal = plan(_NO_LIMIT)
+    tokens = cache_tokens or min(config.max_position_embeddings, GOOD_CACHE)
+    reserved = ideal.scratch_bytes + tokens * ideal.token_bytes
+    away = plan_host_layers(config, ideal.weights, limits, reserved)
+    # What is on the host, and what packing for a CPU would add, does not count against the device.
+    rest, each = weight_bytes(config, ideal.weights)
+    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    elsewhere = ideal.weight_bytes - (rest + (layers - away) * each)
+    found = plan(limits["cuda"] + math.ceil(elsewhere / (1 - MARGIN)))
+    return replace(found, free_bytes=limits["cuda"], host_layers=away)
 
 
 def _plan(
     config: ModelConfig, device: torch.device, backend: str, stored: str | None, dtype: str,
     cache_dtype: str, cache_tokens: int | None, max_sequences: int, max_step_tokens: int = 2048,
-    *, convert: bool,
+    *, convert: bool, free: int,
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
+    if device.type == "cpu" and cache_dtype != "auto" and latent_format(cache_dtype).floating:
+        raise ValueError(
+            f"cache_dtype is {cache_dtype!r}, which is for device cuda; allowed here are auto, "
+            f"{', '.join(name for name, kind in LATENT_FORMATS.items() if not kind.floating)}"
+        )
     formats = WEIGHTS if packed else UNPACKED
     if stored is not None:
         formats = (stored,)
@@ -111,7 +152,7 @@ def _plan(
         formats = ("bfloat16",)
     return plan_memory(
         config,
-        free_bytes(device),
+        free,
         dtype=dtype,
         cache=cache_dtype,
         formats=formats,
@@ -124,7 +165,10 @@ def _plan(
 
 
 def _is_packed(device: torch.device, backend: str) -> bool:
-    return backend == "cpu" or (device.type == "cpu" and backend == "auto")
+    """Whether an executor runs whole layers on packed weights, in place of a ``Transformer``."""
+    if backend == "auto":
+        return device.type == "cpu" or has("executor", "triton")
+    return backend in ("cpu", "triton")
 
 
 def _full_name(dtype: str) -> str:
@@ -135,12 +179,15 @@ def _full_name(dtype: str) -> str:
 
 
 def load(
-    folder: Path, plan: MemoryPlan, device: torch.device, backend: str, threads: int | None
-) -> Transformer | PackedModel:
+    folder: Path, plan: MemoryPlan, device: torch.device, backend: str, threads: int | None,
+    deterministic: bool,
+) -> Transformer | PackedModel:  # fmt: skip
     """The model in a plan's formats, packed where the backend runs whole layers."""
     if not _is_packed(device, backend):
         return load_model(folder, dtype=plan.weights, device=device, backend=backend)
-    executor = make_executor(backend, device.type, threads)
+    executor = make_executor(backend, device, threads, deterministic=deterministic)
+    if plan.host_layers:
+        executor = OffloadExecutor(executor, make_executor("cpu", "cpu", threads), plan.host_layers)
     return load_packed(folder, executor, weights=plan.weights, cache_format=plan.cache)
 
 
@@ -171,7 +218,10 @@ def structures(tokenizer: Tokenizer, vocab_size: int) -> StructureCompiler | Non
     """The compiler where llguidance is installed; without it the engine refuses structures."""
     if find_spec("llguidance") is None:
         return None
-    text = tokenizer.files()["tokenizer.json"].decode("utf-8")
+
+    def text() -> str:
+        return tokenizer.files()["tokenizer.json"].decode("utf-8")
+
     return StructureCompiler(text, vocab_size, tokenizer.eos_id)
 
 
@@ -241,7 +291,7 @@ def prepare(
     def plan_of(config: ModelConfig) -> MemoryPlan:
         return _plan(
             config, place, "auto", None, dtype, cache_dtype, cache_tokens, max_sequences,
-            convert=False,
+            convert=False, free=free_bytes(place),
         )  # fmt: skip
 
     folder = _folder_here(name)
@@ -265,7 +315,7 @@ def prepare(
         max_sequences=max_sequences, convert=False,
     )  # fmt: skip
     if plan.weights in SCHEMES and stored_scheme(folder) is None:
-        folder = _converted(folder, plan.weights, place, threads, tell, say, progress)
+        folder = _converted(folder, plan.weights, threads, tell, say, progress)
     _tell_context(plan, tell)
     return Prepared(folder, plan, tuple(done))
 
@@ -301,12 +351,13 @@ def _copy_here(
 
 
 def _converted(
-    folder: Path, scheme: str, device: torch.device, threads: int | None,
+    folder: Path, scheme: str, threads: int | None,
     tell: Callable[[str], None], say: Callable[[str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Path:  # fmt: skip
     def executor() -> Executor:
-        return make_executor("cpu", device.type, threads)
+        # Whatever device computes later: the quantiser is the CPU's.
+        return make_executor("cpu", "cpu", threads)
 
     copy, made = convert_once(
         folder,

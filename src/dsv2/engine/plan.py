@@ -63,6 +63,8 @@ class MemoryPlan:
         model_context: longest sequence that the model was made for.
         free_bytes: that the plan was made for.
         advice: for what does not fit, an option to change, its value, and what that gives.
+        host_layers: layers beside a GPU whose routed experts are in the host's memory and computed
+            there; ``weight_bytes`` are those of all layers.
     """
 
     weights: str
@@ -75,6 +77,7 @@ class MemoryPlan:
     model_context: int
     free_bytes: int
     advice: tuple[str, ...] = ()
+    host_layers: int = 0
 
     @property
     def cache_bytes(self) -> int:

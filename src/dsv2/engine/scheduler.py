@@ -104,7 +104,9 @@ class Scheduler:
         self._admit()
         left, works = self.max_step_tokens, []
         # Generated tokens first: a long prompt delays nobody's answer by more than a chunk.
-        answering = sorted((s for s in self.running if s.in_answer), key=lambda s: s.rank)
+        answering = sorted(
+            (s for s in self.running if s.in_answer and not s.is_full), key=lambda s: s.rank
+        )
         drafts_left = left - len(answering)
         for sequence in answering:
             if sequence not in self.running:
@@ -130,8 +132,19 @@ class Scheduler:
             work: of the last plan.
             accepted: how many of its tokens stand; fewer than all when drafts were wrong.
         """
+        work.sequence.computed += work.count if accepted is None else accepted
+        self.settle(work)
+
+    def foresee(self, work: Work) -> None:
+        """Take a work for done while it is being computed, so that the next step can be planned.
+
+        :meth:`settle` follows once its results are known: until then nobody else finds them.
+        """
+        work.sequence.computed += work.count
+
+    def settle(self, work: Work) -> None:
+        """Count a computed work for its tenant and publish the blocks that it filled."""
         sequence = work.sequence
-        sequence.computed += work.count if accepted is None else accepted
         tenant = sequence.request.tenant
         self._served[tenant] = self._served.get(tenant, 0) + work.count
         self._publish(sequence)
@@ -167,7 +180,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self.waiting:
-            ready = [s for s in self.waiting if not s.waits]
+            ready = [s for s in self.waiting if not s.waits and not s.is_full]
             if not ready:
                 return
             sequence = min(ready, key=self._turn)

@@ -15,6 +15,10 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_SIZE)
 
 
+UNKNOWN = -1
+"""Stands in a sequence's tokens for one that a step under way is still choosing."""
+
+
 @dataclass(eq=False)
 class Sequence:
     """A request under way.
@@ -22,7 +26,7 @@ class Sequence:
     Attributes:
         request: what was asked.
         seed: of its random choices.
-        tokens: prompt and answer so far.
+        tokens: prompt and answer so far; the last one may be :data:`UNKNOWN`.
         drafts: guesses at the tokens that follow, to be verified in the next step.
         computed: how many tokens are in the cache.
         blocks: its cache blocks, in order.
@@ -68,6 +72,11 @@ class Sequence:
     def in_answer(self) -> bool:
         """Whether the next token to compute is one that was generated."""
         return self.computed >= self.num_prompt
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the answer has all its tokens, and only waits to be ended."""
+        return self.num_generated >= self.request.params.max_tokens
 
     @property
     def blocks_needed(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
@@ -74,15 +75,15 @@ class StructureCompiler:
     """Compiles structures for one tokenizer.
 
     Args:
-        tokenizer_json: the content of ``tokenizer.json``.
+        tokenizer_json: gives the content of ``tokenizer.json`` once a structure wants it, since it
+            takes a second to write a large vocabulary.
         vocab_size: width of the model's logits.
         end: the end-of-sequence token.
         seconds: how long one structure may take.
-
     """
 
     def __init__(
-        self, tokenizer_json: str, vocab_size: int, end: int, *, seconds: float = 5.0
+        self, tokenizer_json: Callable[[], str], vocab_size: int, end: int, *, seconds: float = 5.0
     ) -> None:
         import llguidance
 
@@ -109,9 +110,11 @@ class StructureCompiler:
         return _Matcher(known.deep_copy(), self._source[1])
 
     def _make(self, structure: Structure) -> Any:
-        library, (text, vocab_size, end) = self._library.LLMatcher, self._source
+        library, (text_of, vocab_size, end) = self._library.LLMatcher, self._source
         if self._tokenizer is None:
-            self._tokenizer = self._library.LLTokenizer(text, n_vocab=vocab_size, eos_token=end)
+            self._tokenizer = self._library.LLTokenizer(
+                text_of(), n_vocab=vocab_size, eos_token=end
+            )
         if structure.kind == "regex":
             grammar = library.grammar_from_regex(structure.text)
         elif structure.kind == "grammar":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from dsv2.kernels.formats import QuantTensor, Weight
@@ -104,6 +105,16 @@ class Executor(Protocol):
         """What computes, for people: the backend and what it chose for this machine."""
         ...
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; every tensor of a step lies there."""
+        ...
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph may hold a step of generated tokens."""
+        ...
+
     def check(self, layer: AttentionLayer) -> None:
         """Raise ValueError where the layer's sizes are beyond this executor."""
         ...
@@ -167,16 +178,22 @@ class Executor(Protocol):
         ...
 
 
-def make_executor(backend: str, device: str, threads: int | None = None) -> Executor:
+def make_executor(
+    backend: str, device: torch.device | str, threads: int | None = None,
+    *, deterministic: bool = True,
+) -> Executor:  # fmt: skip
     """The executor of a backend.
 
     Args:
         backend: a name of the registry, or ``auto``.
-        device: type of device.
+        device: that computes.
         threads: that compute on a CPU; None for one per core this process may use.
+        deterministic: a row's bits depend on its own tokens alone, whatever is computed with it.
+            ``cpu`` and ``reference`` always are; on a GPU it costs speed.
 
     Raises:
         BackendError: the backend is unknown or has no executor for the device.
     """
-    made: Executor = select("executor", backend, device)(threads)
+    place = torch.device(device)
+    made: Executor = select("executor", backend, place.type)(place, threads, deterministic)
     return made

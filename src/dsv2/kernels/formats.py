@@ -7,6 +7,10 @@ A quantised matrix ``[.., rows, columns]`` is split along its columns into group
 with an int8 scale per group and an fp32 scale per row. ``int8`` has groups of 32 and codes that are
 their own levels: 8.25 bits and 32 per row. ``int4`` has groups of 64 and the 16 levels of
 :data:`CODEBOOK`, denser near zero as weights are: 4.125 bits and 32 per row.
+
+``fp8`` is what the published fp8 checkpoints hold: e4m3 numbers and an fp32 scale per block of 128
+by 128, the last blocks of rows and columns cut short. A weight is ``scale[block] * code``: 8.002
+bits.
 """
 
 from __future__ import annotations
@@ -15,8 +19,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+FP8_BLOCK = 128
+"""Rows and columns of a block of fp8 that share a scale."""
+FP8_TOP = 448.0
+"""The largest number of e4m3."""
 CODEBOOK = (-127, -99, -78, -61, -47, -33, -21, -10, 2, 13, 24, 36, 50, 65, 83, 108)
 """Levels of the 4-bit codes, fitted to groups of 64 normal numbers (``benchmarks/codebook.py``)."""
 
@@ -85,7 +94,36 @@ class QuantTensor:
         )
 
 
-Weight = Tensor | QuantTensor
+@dataclass(frozen=True)
+class BlockTensor:
+    """A weight ``[.., rows, columns]`` in fp8 with a scale per block.
+
+    Attributes:
+        codes: float8_e4m3fn ``[.., rows, columns]``.
+        scales: fp32 ``[.., ceil(rows / 128), ceil(columns / 128)]``, the published
+            ``weight_scale_inv``: what a code is multiplied by.
+    """
+
+    codes: Tensor
+    scales: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight."""
+        return self.codes.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Of codes and scales."""
+        return self.codes.nbytes + self.scales.nbytes
+
+    def __getitem__(self, index: int) -> BlockTensor:
+        """One matrix of a stack."""
+        return BlockTensor(self.codes[index], self.scales[index])
+
+
+Coded = QuantTensor | BlockTensor
+Weight = Tensor | QuantTensor | BlockTensor
 
 
 def stack(tensors: Sequence[Weight]) -> Weight:
@@ -93,6 +131,12 @@ def stack(tensors: Sequence[Weight]) -> Weight:
     first = tensors[0]
     if isinstance(first, Tensor):
         return torch.stack([tensor for tensor in tensors if isinstance(tensor, Tensor)])
+    if isinstance(first, BlockTensor):
+        blocks = [tensor for tensor in tensors if isinstance(tensor, BlockTensor)]
+        return BlockTensor(
+            torch.stack([part.codes for part in blocks]),
+            torch.stack([part.scales for part in blocks]),
+        )
     parts = [tensor for tensor in tensors if isinstance(tensor, QuantTensor)]
     return QuantTensor(
         first.scheme,
@@ -112,6 +156,10 @@ def dequantise(weight: Weight) -> Tensor:
     """The weight in fp32 (a plain tensor: itself, converted)."""
     if isinstance(weight, Tensor):
         return weight.float()
+    if isinstance(weight, BlockTensor):
+        rows, columns = weight.shape[-2:]
+        scales = weight.scales.repeat_interleave(FP8_BLOCK, -2)[..., :rows, :]
+        return weight.codes.float() * scales.repeat_interleave(FP8_BLOCK, -1)[..., :columns]
     scheme = SCHEMES[weight.scheme]
     if scheme.bits == 4:
         codes = torch.stack((weight.codes & 15, weight.codes >> 4), -1).flatten(-2)
@@ -165,6 +213,38 @@ def quantise(weight: Tensor, scheme: str) -> QuantTensor:
     else:
         packed = (codes - 128).to(torch.int8).view(torch.uint8)
     return QuantTensor(scheme, packed, best.squeeze(-1).to(torch.int8), unit)
+
+
+def quantise_blocks(weight: Tensor) -> BlockTensor:
+    """A matrix ``[rows, columns]`` in fp8: the largest number of each block becomes 448."""
+    rows, columns = weight.shape
+    down, across = -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK)
+    wide = F.pad(
+        weight.float(), (0, across * FP8_BLOCK - columns, 0, down * FP8_BLOCK - rows)
+    ).view(down, FP8_BLOCK, across, FP8_BLOCK)
+    largest = wide.abs().amax((1, 3))
+    scales = torch.where(largest > 0, largest / FP8_TOP, 1.0)
+    # The quotient of the largest number may round past the top, where the conversion yields NaN.
+    scaled = (wide / scales[:, None, :, None]).clamp(-FP8_TOP, FP8_TOP)
+    codes = scaled.reshape(down * FP8_BLOCK, across * FP8_BLOCK)[:rows, :columns]
+    return BlockTensor(codes.to(torch.float8_e4m3fn).contiguous(), scales)
+
+
+def weight_rows(weight: Weight, ids: Tensor) -> Tensor:
+    """Rows ``ids`` ``[T]`` of a matrix ``[rows, columns]`` in fp32 ``[T, columns]``."""
+    index = ids.long()
+    if isinstance(weight, Tensor):
+        return weight[index].float()
+    if isinstance(weight, QuantTensor):
+        return dequantise(
+            QuantTensor(
+                weight.scheme, weight.codes[index], weight.scales[index], weight.row_scales[index]
+            )
+        )
+    scales = weight.scales[index // FP8_BLOCK].repeat_interleave(FP8_BLOCK, -1)
+    # Indexing takes bytes, since not every device gathers fp8.
+    codes = weight.codes.view(torch.uint8)[index].view(torch.float8_e4m3fn)
+    return codes.float() * scales[:, : weight.shape[-1]]
 
 
 def scheme_of(name: str) -> Scheme:

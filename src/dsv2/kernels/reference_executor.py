@@ -79,6 +79,8 @@ class ReferenceExecutor:
     """See :class:`dsv2.kernels.executor.Executor`; handles are the layers in fp32."""
 
     description = "reference"
+    device = torch.device("cpu")
+    is_capturable = False
 
     def check(self, layer: AttentionLayer) -> None:
         """Every size is fine."""
@@ -177,7 +179,9 @@ def _weights(mlp: Mlp) -> MlpWeights:
     return MlpWeights(_plain(mlp.w_gate), _plain(mlp.w_up), _plain(mlp.w_down))
 
 
-@implements("executor", "reference", ("cpu", "cuda"))
-def reference_executor(threads: int | None) -> ReferenceExecutor:
+@implements("executor", "reference", ("cpu",))
+def reference_executor(
+    device: torch.device, threads: int | None, deterministic: bool
+) -> ReferenceExecutor:
     """The executor of backend ``reference``; torch has its own number of threads."""
     return ReferenceExecutor()

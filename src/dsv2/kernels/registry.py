@@ -32,9 +32,11 @@ _MODULES = {
     "triton": (
         "dsv2.kernels.triton.mla_decode",
         "dsv2.kernels.triton.mla_prefill",
+        "dsv2.kernels.triton.executor",
     ),
+    "flashinfer": ("dsv2.kernels.flashinfer",),
 }
-_NEEDS = {"triton": "triton"}
+_NEEDS = {"triton": "triton", "flashinfer": "flashinfer"}
 """The package that a backend stands on; a torch without CUDA comes without Triton."""
 _TABLE: dict[tuple[str, str], tuple[Callable[..., Any], frozenset[str]]] = {}
 
@@ -100,6 +102,11 @@ def chosen(op: str, backend: str = "auto", device: str = "cpu") -> str:
 def select(op: str, backend: str = "auto", device: str = "cpu") -> Callable[..., Any]:
     """The function that computes ``op`` on ``device``; errors as :func:`chosen`."""
     return _TABLE[op, chosen(op, backend, device)][0]
+
+
+def available(backend: str) -> bool:
+    """Whether the package that ``backend`` needs is installed."""
+    return _load(backend)
 
 
 def has(op: str, backend: str) -> bool:

@@ -24,6 +24,8 @@ from pydantic import (
 
 QUANT_METHOD = "dsv2"
 """The ``quant_method`` of checkpoints in our own 4- and 8-bit formats."""
+FP8_METHOD = "fp8"
+"""That of checkpoints in fp8 with scales of blocks, as they are published."""
 MAX_CONFIG_BYTES = 1 << 20
 """A published config.json has 2 KB; a megabyte is already hostile."""
 
@@ -298,8 +300,10 @@ class ModelConfig(BaseModel):
         if quantisation is not None:
             # How weights are stored is the checkpoint reader's matter, but only if it can read it.
             method = quantisation.get("quant_method") if isinstance(quantisation, dict) else None
-            if method != QUANT_METHOD:
-                raise ConfigError(f"quant_method is {method!r}, allowed is {QUANT_METHOD!r}")
+            if method not in (QUANT_METHOD, FP8_METHOD):
+                raise ConfigError(
+                    f"quant_method is {method!r}, allowed are {QUANT_METHOD!r} and {FP8_METHOD!r}"
+                )
         known = _read_rope(known)
         if known.get("num_key_value_heads") is None and "num_attention_heads" in known:
             known["num_key_value_heads"] = known["num_attention_heads"]

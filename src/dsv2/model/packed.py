@@ -56,7 +56,7 @@ class PackedModel:
     ) -> None:
         self.config, self.executor, self.weights = config, executor, weights
         self.cache_format = latent_format(cache_format).name
-        self.device = torch.device("cpu")
+        self.device = executor.device
         self._embed = executor.pack_linear(fetch("embed"))
         self._layers: list[tuple[Any, Any, bool]] = []
         for index in range(config.num_hidden_layers):
@@ -69,11 +69,11 @@ class PackedModel:
             self._layers.append((attention, feed, is_moe))
             if progress is not None:
                 progress(index + 1, config.num_hidden_layers)
-        self._norm = _tensor(fetch("norm")).float()
+        self._norm = _tensor(fetch("norm")).float().to(self.device)
         self._head = (
             self._embed if config.tie_word_embeddings else executor.pack_linear(fetch("head"))
         )
-        self._frequencies = inverse_frequencies(config)
+        self._frequencies = inverse_frequencies(config).to(self.device)
 
     @property
     def description(self) -> str:

@@ -30,8 +30,6 @@ class Tokenizer:
         self.special_ids: Mapping[str, int] = added
         plain = definition | {"added_tokens": [], "post_processor": None}
         self._plain = Backend.from_str(json.dumps(plain))
-        whole = definition | {"post_processor": None}
-        self._parsing = Backend.from_str(json.dumps(whole))
         self.bos_id = self._control("bos_token", special.BOS)
         self.eos_id = self._control("eos_token", special.EOS)
 
@@ -73,6 +71,12 @@ class Tokenizer:
         """``v2.5`` when the stored template speaks of its role tokens, else ``v2``."""
         template = self._settings.get("chat_template")
         return "v2.5" if isinstance(template, str) and special.USER in template else "v2"
+
+    @cached_property
+    def _parsing(self) -> Backend:
+        # The one that knows control tokens: few programs ask for it, and a large vocabulary takes
+        # half a second.
+        return Backend.from_str(json.dumps(self._definition | {"post_processor": None}))
 
     def files(self) -> dict[str, bytes]:
         """The tokenizer's files by name, to be stored beside a checkpoint."""

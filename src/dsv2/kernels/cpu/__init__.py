@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
-from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight, dequantise
+from dsv2.kernels.formats import SCHEMES, BlockTensor, QuantTensor, Weight, dequantise
 from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import BackendError, implements
 from dsv2.ragged import RaggedBatch
@@ -81,6 +81,9 @@ class CpuExecutor:
         if count < 1:
             raise BackendError(f"threads is {count}, allowed is at least 1")
         self._kernels = _kernels(best, count, os.getpid())
+
+    device = torch.device("cpu")
+    is_capturable = False
 
     @property
     def description(self) -> str:
@@ -189,6 +192,11 @@ class CpuExecutor:
             offset = first_row * cols * kind.bits // 8
             if not unscaled:
                 scales, row_scales = weight.scales.contiguous(), weight.row_scales.contiguous()
+        elif isinstance(weight, BlockTensor):
+            raise BackendError(
+                "backend 'cpu' has no kernel for weights in fp8, allowed are float32, bfloat16, "
+                "int8 and int4"
+            )
         else:
             if weight.dtype not in _FORMATS:
                 weight = weight.float()
@@ -222,7 +230,13 @@ class CpuExecutor:
             batch.block_table.shape[1],
             *(tensor.data_ptr() for tensor in owned),
         )
-        return _Step(native, owned, latent_format(cache_format))
+        kind = latent_format(cache_format)
+        if kind.name not in _CACHES:
+            raise ValueError(
+                f"cache format {kind.name!r} has no kernel in backend 'cpu', allowed are "
+                f"{', '.join(_CACHES)}"
+            )
+        return _Step(native, owned, kind)
 
     def attention(self, handle: Any, x: Tensor, step: _Step, cache: Tensor) -> None:
         """One call for the whole layer."""
@@ -315,6 +329,6 @@ def _address(tensor: Tensor | None) -> int:
 
 
 @implements("executor", "cpu", ("cpu",))
-def cpu_executor(threads: int | None) -> CpuExecutor:
-    """The executor of backend ``cpu``."""
+def cpu_executor(device: torch.device, threads: int | None, deterministic: bool) -> CpuExecutor:
+    """The executor of backend ``cpu``, which is deterministic at no cost."""
     return CpuExecutor(threads)

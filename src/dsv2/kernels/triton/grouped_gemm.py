@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.triton.expert_order import ExpertOrder, order_by_expert
-from dsv2.kernels.triton.launch import on_device, padded, precision
+from dsv2.kernels.triton.launch import on_device, overlaps, padded, precision, wait
 from dsv2.shapes import check
 
 
@@ -156,52 +156,79 @@ def _combine(
 
 @triton.jit
 def _gate_up_vector(
-    x, ids, w_gate, w_up, out, D: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x, ids, w_gate, w_up, s_gate, s_up, out,
+    D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """``out[t, k] = silu(w_gate x) * (w_up x)`` of one choice and a few columns of its expert."""
-    pair = tl.program_id(0)
+    """``out[t, k] = silu(w_gate x) * (w_up x)`` of one choice and a few columns of its expert.
+
+    The last SHARED choices of every token are the shared experts, F columns each.
+    """
+    token = tl.program_id(0) // (K + SHARED)
+    k = tl.program_id(0) % (K + SHARED)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    expert = tl.load(ids + pair).to(tl.int64)
+    if EARLY:
+        wait()
+    if k < K:
+        first = tl.load(ids + token * K + k).to(tl.int64) * (F * D)
+        gate_at = w_gate + first
+        up_at = w_up + first
+    else:
+        first = (k - K).to(tl.int64) * (F * D)
+        gate_at = s_gate + first
+        up_at = s_up + first
     gate = tl.zeros([COLUMNS], dtype=tl.float32)
     up = tl.zeros([COLUMNS], dtype=tl.float32)
     for start in range(0, D, DEPTH):
         depth = start + tl.arange(0, DEPTH)
-        a = tl.load(x + pair // K * D + depth, mask=depth < D, other=0.0).to(tl.float32)
-        where = expert * (F * D) + column[:, None] * D + depth[None, :]
+        where = column[:, None] * D + depth[None, :]
         mask = (column < F)[:, None] & (depth < D)[None, :]
-        b = tl.load(w_gate + where, mask=mask, other=0.0).to(tl.float32)
-        c = tl.load(w_up + where, mask=mask, other=0.0).to(tl.float32)
+        b = tl.load(gate_at + where, mask=mask, other=0.0).to(tl.float32)
+        c = tl.load(up_at + where, mask=mask, other=0.0).to(tl.float32)
+        a = tl.load(x + token * D + depth, mask=depth < D, other=0.0).to(tl.float32)
         gate += tl.sum(b * a[None, :], 1)
         up += tl.sum(c * a[None, :], 1)
     gated = gate * tl.sigmoid(gate) * up
-    tl.store(out + pair * F + column, gated.to(out.dtype.element_ty), mask=column < F)
+    target = out + tl.program_id(0) * F + column
+    tl.store(target, gated.to(out.dtype.element_ty), mask=column < F)
 
 
 @triton.jit
 def _down_vector(
-    gated, ids, weights, w_down, out, D: tl.constexpr, F: tl.constexpr, K: tl.constexpr,
-    COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    gated, ids, weights, w_down, s_down, out,
+    D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr, ADD: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A few columns of one token's result: its K experts one after another, summed in fp32."""
+    """A few columns of one token's result: its experts one after another, summed in fp32."""
     token = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     acc = tl.zeros([COLUMNS], dtype=tl.float32)
-    for k in tl.static_range(K):
-        pair = token * K + k
-        expert = tl.load(ids + pair).to(tl.int64)
-        weight = tl.load(weights + pair)
+    if EARLY:
+        wait()
+    for k in tl.static_range(K + SHARED):
+        if k < K:
+            at = w_down + tl.load(ids + token * K + k).to(tl.int64) * (D * F)
+            line = F
+            weight = tl.load(weights + token * K + k)
+        else:
+            at = s_down + (k - K) * F
+            line = SHARED * F
+            weight = 1.0
         row = tl.zeros([COLUMNS], dtype=tl.float32)
         for start in range(0, F, DEPTH):
             depth = start + tl.arange(0, DEPTH)
-            a = tl.load(gated + pair * F + depth, mask=depth < F, other=0.0).to(tl.float32)
-            where = expert * (D * F) + column[:, None] * F + depth[None, :]
+            where = column[:, None] * line + depth[None, :]
             mask = (column < D)[:, None] & (depth < F)[None, :]
-            b = tl.load(w_down + where, mask=mask, other=0.0).to(tl.float32)
+            b = tl.load(at + where, mask=mask, other=0.0).to(tl.float32)
+            own = gated + (token * (K + SHARED) + k) * F
+            a = tl.load(own + depth, mask=depth < F, other=0.0).to(tl.float32)
             row += tl.sum(b * a[None, :], 1)
-        row = row.to(out.dtype.element_ty).to(tl.float32)  # as the grouped product leaves it
+        row = row.to(gated.dtype.element_ty).to(tl.float32)  # as the grouped product leaves it
         acc += tl.where(weight == 0, 0.0, row * weight)
-    tl.store(out + token * D + column, acc.to(out.dtype.element_ty), mask=column < D)
+    target = out + token * D + column
+    if ADD:
+        acc += tl.load(target, mask=column < D, other=0.0)
+    tl.store(target, acc.to(out.dtype.element_ty), mask=column < D)
 
 
 def grouped_product(
@@ -252,28 +279,44 @@ def combine_rows(rows: Tensor, weights: Tensor, order: ExpertOrder) -> Tensor:
 class VectorTiles:
     """Columns of a program and warps, for the two products of a few choices."""
 
-    gate_up: int = 4
-    down: int = 4
+    gate_up: int = 2
+    down: int = 2
     warps: int = 4
 
 
 def experts_vector(
     x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights,
-    tiles: VectorTiles = VectorTiles(),
+    tiles: VectorTiles = VectorTiles(), *, shared: ExpertWeights | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """:meth:`Ops.experts` for a few tokens: every choice reads its expert, in two launches."""
+    """:meth:`Ops.experts` for a few tokens: every choice reads its expert, in two launches.
+
+    Args:
+        x: ``[T, D]``.
+        ids: ``[T, K]``.
+        weights: ``[T, K]`` fp32.
+        experts: stacks of E.
+        tiles: how to cut the work.
+        shared: experts that every token takes, as one ``[1, nF, D]``, or None.
+        into: ``[T, D]`` fp32 that the result is added to, or None for a new tensor.
+    """
     sizes = check((x, "T D"), (ids, "T K"), (weights, "T K"), (experts.w_gate, "E F D"))
     tokens, width, repeats, inner = (sizes[letter] for letter in "TDKF")
-    gated = torch.empty((tokens * repeats, inner), dtype=x.dtype, device=x.device)
-    out = torch.empty_like(x)
+    extra = 0 if shared is None else shared.w_up.shape[1] // inner
+    beside = experts if shared is None else shared
+    pairs = tokens * (repeats + extra)
+    gated = torch.empty((pairs, inner), dtype=x.dtype, device=x.device)
+    out = torch.empty_like(x) if into is None else into
     with on_device(x):
-        _gate_up_vector[(tokens * repeats, -(-inner // tiles.gate_up))](
-            x, ids, experts.w_gate, experts.w_up, gated, D=width, F=inner, K=repeats,
-            COLUMNS=tiles.gate_up, DEPTH=min(2048, padded(width)), num_warps=tiles.warps,
+        _gate_up_vector[(pairs, -(-inner // tiles.gate_up))](
+            x, ids, experts.w_gate, experts.w_up, beside.w_gate, beside.w_up, gated,
+            D=width, F=inner, K=repeats, SHARED=extra, COLUMNS=tiles.gate_up,
+            DEPTH=min(2048, padded(width)), num_warps=tiles.warps, **overlaps(x),
         )  # fmt: skip
         _down_vector[(tokens, -(-width // tiles.down))](
-            gated, ids, weights, experts.w_down, out, D=width, F=inner, K=repeats,
-            COLUMNS=tiles.down, DEPTH=min(2048, padded(inner)), num_warps=tiles.warps,
+            gated, ids, weights, experts.w_down, beside.w_down, out,
+            D=width, F=inner, K=repeats, SHARED=extra, ADD=into is not None, COLUMNS=tiles.down,
+            DEPTH=min(2048, padded(inner)), num_warps=tiles.warps, **overlaps(x),
         )  # fmt: skip
     return out
 

@@ -7,7 +7,9 @@ from functools import cache
 from itertools import accumulate
 
 import torch
+import triton
 from torch import Tensor
+from triton.language.extra import cuda as tl_cuda
 
 LOG2_E = 1.4426950408889634
 """The exponent is taken to base 2, which the hardware has; scores are scaled by this."""
@@ -33,6 +35,28 @@ def _count(index: int | None) -> int:
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 4 for Triton's interpreter on a CPU."""
     return _count(device.index) if device.type == "cuda" else 4
+
+
+@cache
+def _hopper(index: int | None) -> bool:
+    return torch.cuda.get_device_capability(index or 0) >= (9, 0)
+
+
+def overlaps(tensor: Tensor) -> dict[str, bool]:
+    """Arguments of a launch that may begin while the kernel before it ends (:func:`wait`)."""
+    early = tensor.is_cuda and _hopper(tensor.device.index)
+    return {"EARLY": early, "launch_pdl": early}
+
+
+@triton.jit
+def wait():
+    """Wait for the kernel before this one, then let the next one begin.
+
+    In this order a kernel that has begun knows that all but the one before it are complete: what
+    those wrote, and weights, may be read before it waits.
+    """
+    tl_cuda.gdc_wait()
+    tl_cuda.gdc_launch_dependents()
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:

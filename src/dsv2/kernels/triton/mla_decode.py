@@ -3,7 +3,8 @@
 Every head shares one key, the cached latent, whose first C numbers are also the value: a tile of 64
 tokens is read once and multiplied twice. Query tokens and heads are the rows of one matrix, so the
 work per byte grows with H. The keys of a sequence are split over programs; each leaves a
-normalised output and the base-2 logarithm of its softmax sum, and a second kernel mixes them.
+normalised output and the base-2 logarithm of its softmax sum, and a second kernel mixes them. A
+cache of codes is unpacked on its way to the matrix units (:mod:`dsv2.kernels.triton.latent_cache`).
 
 Bytes: (C+R) numbers per cached token and block of rows. Arithmetic: 2 H (2C + R) per cached token.
 """
@@ -17,10 +18,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import implements
+from dsv2.kernels.triton.latent_cache import (
+    cache_views,
+    check_cache,
+    columns_of,
+    kernel_widths,
+    load_latents,
+)
 from dsv2.kernels.triton.launch import LOG2_E, bounds, multiprocessors, on_device, padded, precision
 from dsv2.shapes import BLOCK_SIZE, check
 
+_PLAIN = LatentFormat("plain", torch.float32)
 FIXED_SPLIT = 256
 """Keys per split where results may not depend on the rest of the batch."""
 
@@ -51,16 +61,16 @@ def decode_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
     if dtype == torch.float32:
         return DecodeTiles(rows=16, keys=16, warps=4, stages=1)
     if rows <= 16:
-        return DecodeTiles(rows=16, keys=64, warps=4, stages=2)
+        return DecodeTiles(rows=16, keys=32, warps=4, stages=3)
     return DecodeTiles(rows=64, keys=64, warps=8, stages=2)
 
 
 @triton.jit
 def _decode(
-    q_latent, q_rope, cache, table, kv_len, cu_q, out, lse,
+    q_latent, q_rope, cache, scales, rotated, table, kv_len, cu_q, out, lse,
     qk_scale, table_stride, part_stride, num_splits,
     HEADS: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
-    C_PAD: tl.constexpr, R_PAD: tl.constexpr, PAGE: tl.constexpr,
+    C_PAD: tl.constexpr, R_PAD: tl.constexpr, FORMAT: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT_KEYS: tl.constexpr,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
 ):  # fmt: skip
@@ -87,8 +97,8 @@ def _decode(
         end = tl.minimum(start + span, total)
 
         place = first * HEADS + row  # of the row in [T, H]
-        c = tl.arange(0, C_PAD)
-        r = tl.arange(0, R_PAD)
+        c = columns_of(C_PAD, FORMAT)
+        r = columns_of(R_PAD, FORMAT)
         wide_c: tl.constexpr = C_PAD != C
         wide_r: tl.constexpr = R_PAD != R
         q_c_mask = real[:, None]
@@ -113,20 +123,27 @@ def _decode(
         blocks = table + sequence * table_stride
         page = tl.load(blocks + start // PAGE, mask=start < end, other=0)
         for begin in range(start, end, KEYS):
-            base = cache + (page.to(tl.int64) * PAGE + begin % PAGE) * (C + R)
+            at = page.to(tl.int64) * PAGE + begin % PAGE
             # The next page's number is on its way while this page is multiplied.
             following = begin + KEYS
             page = tl.load(blocks + following // PAGE, mask=following < end, other=0)
             # What lies past the end may be NaN: it is not read.
             inside = begin + n < end
-            c_mask = inside[:, None]
-            r_mask = inside[:, None]
-            if wide_c:
-                c_mask = c_mask & (c < C)[None, :]
-            if wide_r:
-                r_mask = r_mask & (r < R)[None, :]
-            k_c = tl.load(base + n[:, None] * (C + R) + c[None, :], mask=c_mask, other=0.0)
-            k_r = tl.load(base + n[:, None] * (C + R) + C + r[None, :], mask=r_mask, other=0.0)
+            if FORMAT == "plain":
+                # One address for the tile and narrow offsets: the path that is measured.
+                base = cache + at * (C + R)
+                c_mask = inside[:, None]
+                r_mask = inside[:, None]
+                if wide_c:
+                    c_mask = c_mask & (c < C)[None, :]
+                if wide_r:
+                    r_mask = r_mask & (r < R)[None, :]
+                k_c = tl.load(base + n[:, None] * (C + R) + c[None, :], mask=c_mask, other=0.0)
+                k_r = tl.load(base + n[:, None] * (C + R) + C + r[None, :], mask=r_mask, other=0.0)
+            else:
+                k_c, k_r = load_latents(
+                    cache, scales, rotated, at + n, inside, C, R, C_PAD, R_PAD, FORMAT
+                )
             k_c = k_c.to(q_c.dtype)
             k_r = k_r.to(q_c.dtype)
             if TRANSPOSED:
@@ -224,20 +241,23 @@ def num_splits(
 
 def decode_latent(
     q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
-    cu_q: Tensor, max_q: int, scale: float, *, max_kv: int | None = None,
-    deterministic: bool = False, tiles: DecodeTiles | None = None,
+    cu_q: Tensor, max_q: int, scale: float, *, cache_format: str | None = None,
+    max_kv: int | None = None, deterministic: bool = False, tiles: DecodeTiles | None = None,
 ) -> Tensor:  # fmt: skip
     """Attention on the paged latent; reads nothing from the device, so a CUDA graph may hold it.
 
     Args:
         q_latent: ``[T, H, C]``.
         q_rope: ``[T, H, R]``.
-        cache: ``[P, 64, C+R]``, of the queries' dtype or another floating one.
+        cache: ``[P, 64, C+R]``, of the queries' dtype or another floating one, or
+            ``[P, 64, width]`` of a format with codes.
         block_table: ``[B, M]`` int32.
         kv_len: ``[B]`` int32; a sequence of length 0 yields zeros.
         cu_q: ``[B+1]`` int32, bounds of the sequences' query tokens.
         max_q: at least the largest number of query tokens of a sequence.
         scale: of the scores.
+        cache_format: a name of :data:`dsv2.kernels.latent.LATENT_FORMATS`; None for a cache of
+            plain numbers, whatever their dtype.
         max_kv: at least the largest length; the block table's reach by default.
         deterministic: fixed tiles and splits: a row's bits depend on its own tokens alone.
         tiles: how to cut the work, chosen by default.
@@ -253,7 +273,9 @@ def decode_latent(
         (block_table, "B M"), (kv_len, "B"),
     )  # fmt: skip
     tokens, heads, latent, rope = (sizes[letter] for letter in "THCR")
-    check((cu_q, str(sizes["B"] + 1)), (cache, f"* * {latent + rope}"))
+    check((cu_q, str(sizes["B"] + 1)))
+    kind = _PLAIN if cache_format is None else latent_format(cache_format)
+    check_cache(cache, latent, rope, kind)
     q_latent, q_rope = q_latent.contiguous(), q_rope.contiguous()
     max_kv = min(max_kv or sizes["M"] * BLOCK_SIZE, sizes["M"] * BLOCK_SIZE)
     if tiles is None:
@@ -273,9 +295,9 @@ def decode_latent(
         lse = torch.empty((splits, tokens, heads), dtype=torch.float32, device=out.device)
     with on_device(out):
         _decode[(row_blocks, splits, sizes["B"])](
-            q_latent, q_rope, cache, block_table, kv_len, cu_q, parts, lse,
+            q_latent, q_rope, *cache_views(cache, kind), block_table, kv_len, cu_q, parts, lse,
             scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
-            HEADS=heads, C=latent, R=rope, C_PAD=padded(latent), R_PAD=padded(rope),
+            HEADS=heads, **kernel_widths(latent, rope, kind),
             PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
             SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, TRANSPOSED=tiles.transposed,
             PRECISION=precision(q_latent.dtype), PARTIAL=partial,

@@ -106,7 +106,8 @@ def _forward(
     q, k, v, out, lse, cu_q, cu_k, qk_scale, tokens,
     q_stride, q_head, k_stride, k_head, v_stride, v_head, out_stride,
     A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
+    LOG2_E: tl.constexpr,
 ):  # fmt: skip
     # The last block of queries sees the most keys: it goes first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -129,10 +130,13 @@ def _forward(
         acc = tl.zeros([ROWS, V_PAD], dtype=tl.float32)
         mass = tl.zeros([ROWS], dtype=tl.float32)
         top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-        last_seen = row + k_len - q_len
-        end = tl.minimum(block * ROWS + ROWS + k_len - q_len, k_len)
+        ahead = k_len
+        if CAUSAL:
+            ahead = k_len - q_len
+        last_seen = row + ahead
+        end = tl.minimum(block * ROWS + ROWS + ahead, k_len)
         # Keys that the block's first query sees need no mask.
-        clear = (block * ROWS + k_len - q_len + 1) // KEYS * KEYS
+        clear = tl.minimum(block * ROWS + ahead + 1, end) // KEYS * KEYS
         acc, mass, top = _walk(
             acc, mass, top, q_1, q_2, k, v, k_stride, v_stride, 0, clear, last_seen, qk_scale,
             A, A_1, A_2, V, V_PAD, KEYS, False, PRECISION,
@@ -294,7 +298,7 @@ def _widths(q: Tensor, v: Tensor) -> dict[str, Any]:
 
 def attend_ragged(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, scale: float,
-    tiles: PrefillTiles = FORWARD,
+    tiles: PrefillTiles = FORWARD, *, causal: bool = True,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attention and its log-sum-exp, without a gradient.
 
@@ -303,10 +307,12 @@ def attend_ragged(
         k: ``[S, H, N+R]``.
         v: ``[S, H, V]``.
         cu_q: ``[B+1]`` int32, bounds of the sequences' queries.
-        cu_k: ``[B+1]`` int32, bounds of their keys, at least as many as queries.
+        cu_k: ``[B+1]`` int32, bounds of their keys, at least as many as queries where causal.
         max_q: at least the largest number of queries of a sequence.
         scale: of the scores.
         tiles: how to cut the work.
+        causal: the last query of a sequence sees all its keys, the one before all but the last,
+            and so on; else every query sees every key.
 
     Returns:
         ``[T, H, V]``, and fp32 ``[H, T]``, the natural logarithm of each query's softmax sum.
@@ -323,7 +329,7 @@ def attend_ragged(
         _forward[(-(-max_q // tiles.rows), heads, cu_q.shape[0] - 1)](
             q, k, v, out, lse, cu_q, cu_k, scale * LOG2_E, tokens,
             *_strides(q, k, v), heads * width,
-            **_widths(q, v), ROWS=tiles.rows, KEYS=tiles.keys,
+            **_widths(q, v), ROWS=tiles.rows, KEYS=tiles.keys, CAUSAL=causal,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
     return out, lse

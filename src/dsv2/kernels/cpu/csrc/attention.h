@@ -145,6 +145,17 @@ class Attention {
     return scratch;
   }
 
+  // The rows of all absorbed tokens for one head, or one of its groups, out of the panels of all.
+  Panels head_set(const Panels& all, int64_t index) const {
+    Panels set = all;
+    const size_t place = static_cast<size_t>(index) * absorbed_;
+    set.chunks = Chunks(absorbed_, V::kTile);
+    set.data += place * set.words;
+    set.scales += place * set.groups;
+    set.starts += place * set.groups;
+    return set;
+  }
+
   float* scratch(const Team& team) const { return scratch_ + team.member() * scratch_words_; }
 };
 
@@ -285,254 +296,6 @@ void Attention<V, bf16>::write_cache(Team& team) const {
   });
 }
 
-// q_latent[h] = W^UK[h]^T q_nope[h], then queries packed by tiles.
-template <class V, bool bf16>
-void Attention<V, bf16>::absorb(Team& team) const {
-  const int H = layer_.heads, N = layer_.nope, C = layer_.latent;
-  const Matrix& w = *layer_.w_uk_t;
-  const int group = layer_.fold ? group_of(w.format) : C, folds = C / group;
-  team.each(H, 1, [&](int64_t first, int64_t last) {
-    float* row = scratch(team);
-    for (int64_t h = first; h < last; ++h) {
-      for (int f = 0; f < folds; ++f) {
-        // The scales of W^UK run along its columns, which are the rows here: they go into the query.
-        Panels set = folded_;
-        const size_t place = (static_cast<size_t>(h) * folds + f) * absorbed_;
-        set.chunks = Chunks(absorbed_, V::kTile);
-        set.data += place * set.words;
-        set.scales += place * set.groups;
-        set.starts += place * set.groups;
-        for (int a = 0; a < absorbed_; ++a) {
-          const float* q = q_ + absorbed_rows_[a] * q_stride_ + h * query_width();
-          if (layer_.fold) {
-            const float* fold = layer_.fold + (static_cast<size_t>(h) * folds + f) * N;
-            for (int n = 0; n < N; ++n) row[n] = q[n] * fold[n];
-            write_token<V>(set, a, row);
-          } else {
-            write_token<V>(set, a, q);
-          }
-        }
-        const int blocks = group / kLanes;
-        const int from = f * blocks, to = layer_.fold ? from + blocks : w.blocks;
-        for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
-          const size_t start = set.chunks.start(chunk);
-          float* out = q_latent_ + (start * H + h) * latent_stride_ + static_cast<size_t>(f) * group;
-          multiply<V>(w, h, from, to, set, chunk, out, H * latent_stride_);
-        }
-      }
-    }
-  });
-  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const Tile& tile = tiles_[i];
-      int32_t* query = queries_ + i * query_words();
-      if (tile.rows < kLanes) std::memset(query, 0, query_words() * sizeof(int32_t));
-      for (int r = 0; r < tile.rows; ++r) {
-        const size_t row = tile.first_row + r;
-        const float* rope = q_ + absorbed_rows_[row / H] * q_stride_ + row % H * query_width() + N;
-        if (coded()) {
-          Bytes::pack(query, r, q_latent_ + row * latent_stride_, rope, layout_);
-        } else {
-          Kernel::pack(query, r, q_latent_ + row * latent_stride_, C, 0);
-          Kernel::pack(query, r, rope, layer_.rope, C);
-        }
-      }
-    }
-  });
-}
-
-template <class V, bool bf16>
-void Attention<V, bf16>::attend_absorbed(Team& team) const {
-  const int H = layer_.heads;
-  team.each(parts_, 1, [&](int64_t first_item, int64_t last_item) {
-    for (int64_t item = first_item; item < last_item; ++item) {
-      const Tile& tile = tiles_[part_list_[item].tile];
-      const int b = tile.sequence;
-      const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
-      alignas(64) int32_t limits[kLanes];
-      int smallest = INT32_MAX, largest = 0;
-      for (int r = 0; r < kLanes; ++r) {
-        const int row = tile.first_row + smaller(r, tile.rows - 1);
-        limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
-        smallest = smaller(smallest, limits[r]);
-        largest = largest > limits[r] ? largest : limits[r];
-      }
-      const TileState state{part_o_ + item * kLanes * value_columns(), part_ml_ + item * 2 * kLanes,
-                            part_ml_ + item * 2 * kLanes + kLanes};
-      clear<V>(state, value_columns());
-      const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
-      float* work = scratch(team);
-      int32_t* query = queries_ + part_list_[item].tile * query_words();
-      for (int key = begin; key < end; key += kPage) {
-        const int count = smaller(kPage, end - key);
-        if (coded()) {
-          float* scales = work + Bytes::kScratch;
-          uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
-          size_t stride;
-          const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
-          Bytes::block(query, layout_, codes, stride, scales, key, count, limits, smallest, tile.rows, layer_.scale,
-                       state, work);
-          continue;
-        }
-        const Element* keys =
-            page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
-        Kernel::block(query, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count, limits,
-                      smallest, tile.rows, layer_.scale, state, work);
-      }
-    }
-  });
-}
-
-// Joins the parts of each row, then o[h] = W^UV[h] times it.
-template <class V, bool bf16>
-void Attention<V, bf16>::lift(Team& team) const {
-  const int H = layer_.heads;
-  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
-    float* row_sum = scratch(team);
-    for (int64_t i = first; i < last; ++i) {
-      const Tile& tile = tiles_[i];
-      for (int r = 0; r < tile.rows; ++r) {
-        float top = -1e30f;
-        for (int p = 0; p < tile.parts; ++p) {
-          const float m = part_ml_[(tile.first_part + p) * 2 * kLanes + r];
-          top = m > top ? m : top;
-        }
-        float total = 0;
-        std::memset(row_sum, 0, sizeof(float) * value_columns());
-        for (int p = 0; p < tile.parts; ++p) {
-          const size_t part = tile.first_part + p;
-          const float* ml = part_ml_ + part * 2 * kLanes;
-          const float weight = std::exp(ml[r] - top);
-          total += ml[kLanes + r] * weight;
-          const float* o = part_o_ + (part * kLanes + r) * value_columns();
-          const typename V::F by = V::set(weight);
-          for (int c = 0; c < value_columns(); c += kLanes) {
-            V::store(row_sum + c, V::fma(V::load(o + c), by, V::load(row_sum + c)));
-          }
-        }
-        const typename V::F by = V::set(1.0f / total);
-        for (int c = 0; c < value_columns(); c += kLanes) V::store(row_sum + c, V::mul(V::load(row_sum + c), by));
-        const int row = tile.first_row + r, h = row % H, a = row / H;
-        Panels set = uv_in_;
-        const size_t place = static_cast<size_t>(h) * absorbed_;
-        set.chunks = Chunks(absorbed_, V::kTile);
-        set.data += place * set.words;
-        set.scales += place * set.groups;
-        set.starts += place * set.groups;
-        write_token<V>(set, a, row_sum);
-      }
-    }
-  });
-  const Matrix& w = *layer_.w_uv;
-  team.each(H, 1, [&](int64_t first, int64_t last) {
-    float* out = scratch(team);
-    const size_t stride = padded<V>(w);
-    for (int64_t h = first; h < last; ++h) {
-      Panels set = uv_in_;
-      const size_t place = static_cast<size_t>(h) * absorbed_;
-      set.chunks = Chunks(absorbed_, V::kTile);
-      set.data += place * set.words;
-      set.scales += place * set.groups;
-      set.starts += place * set.groups;
-      for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
-        multiply<V>(w, h, 0, w.blocks, set, chunk, out, stride);
-        for (int n = 0; n < set.chunks.width(chunk); ++n) {
-          const int t = absorbed_rows_[set.chunks.start(chunk) + n];
-          std::memcpy(o_ + t * o_stride_ + h * layer_.value, out + n * stride,
-                      sizeof(float) * layer_.value);
-        }
-      }
-    }
-  });
-}
-
-// Keys and values of a stretch of the sequence are built from the latents, then every tile of
-// queries that sees any of them goes over it.
-template <class V, bool bf16>
-void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
-  const int H = layer_.heads, C = layer_.latent, R = layer_.rope, N = layer_.nope;
-  const int begin = batch_.cu_q[b], q_len = batch_.cu_q[b + 1] - begin, kv_len = batch_.kv_len[b];
-  const int tiles = ceil_div(q_len, kLanes);
-  const size_t row_words = kLanes * value_width_;
-  const Matrix &uk = *layer_.w_uk, &uv = *layer_.w_uv;
-  const int uk_units = units(uk), per_head = uk_units + units(uv);
-  for (int start = 0; start < kv_len; start += kStretch) {
-    const int count = smaller(kStretch, kv_len - start);
-    Panels latent = latent_;
-    latent.chunks = Chunks(count, V::kTile);
-    team.each(count, 8, [&](int64_t first, int64_t last) {
-      float* row = scratch(team);
-      for (int64_t n = first; n < last; ++n) {
-        const int position = start + n;
-        const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
-        load_latent<V>(cache_.format, token, row, layout_);
-        write_token<V>(latent, n, row);
-        for (int h = 0; h < H; ++h) {
-          store_row<V>(kElement, keys_ + (static_cast<size_t>(h) * kStretch + n) * key_width_ + N, row + C, R);
-        }
-      }
-    });
-    team.each(static_cast<int64_t>(H) * per_head, 1, [&](int64_t first, int64_t last) {
-      float* out = scratch(team);
-      for (int64_t i = first; i < last; ++i) {
-        const int h = i / per_head, rest = i % per_head;
-        const bool is_key = rest < uk_units;
-        const Matrix& w = is_key ? uk : uv;
-        const int from = (is_key ? rest : rest - uk_units) * kUnit;
-        const int to = smaller(from + kUnit, w.blocks), row0 = from * kLanes;
-        const int used = smaller(to * kLanes, w.rows) - row0;
-        const size_t stride = static_cast<size_t>(kUnit) * kLanes;
-        for (int chunk = 0; chunk < latent.chunks.count; ++chunk) {
-          multiply<V>(w, h, from, to, latent, chunk, out, stride);
-          for (int n = 0; n < latent.chunks.width(chunk); ++n) {
-            const size_t key = static_cast<size_t>(h) * kStretch + latent.chunks.start(chunk) + n;
-            Element* place = is_key ? keys_ + key * key_width_ : values_ + key * value_width_;
-            store_row<V>(kElement, place + row0, out + n * stride, used);
-          }
-        }
-      }
-    });
-    team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
-      float* work = scratch(team);
-      int32_t* query = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
-      for (int64_t i = first; i < last; ++i) {
-        // Late tiles see the most keys: they go first, so that nobody ends alone with one.
-        const int h = i % H, tile = tiles - 1 - i / H;
-        const int q0 = tile * kLanes, rows = smaller(kLanes, q_len - q0);
-        alignas(64) int32_t limits[kLanes];
-        for (int r = 0; r < kLanes; ++r) limits[r] = kv_len - q_len + q0 + smaller(r, rows - 1) + 1;
-        const size_t place = static_cast<size_t>(h) * tiles + tile;
-        const TileState state{tile_o_ + place * row_words, tile_ml_ + place * 2 * kLanes,
-                              tile_ml_ + place * 2 * kLanes + kLanes};
-        if (start == 0) clear<V>(state, value_width_);
-        const int end = smaller(limits[kLanes - 1], start + count);
-        if (end <= start) continue;
-        if (rows < kLanes) std::memset(query, 0, Kernel::words(query_width()) * sizeof(int32_t));
-        for (int r = 0; r < rows; ++r) {
-          Kernel::pack(query, r, q_ + (begin + q0 + r) * q_stride_ + h * query_width(), query_width(), 0);
-        }
-        for (int key = start; key < end; key += kPage) {
-          const size_t from = static_cast<size_t>(h) * kStretch + key - start;
-          Kernel::block(query, query_width(), keys_ + from * key_width_, key_width_,
-                        values_ + from * value_width_, value_width_, value_width_, key,
-                        smaller(kPage, end - key), limits, limits[0], rows, layer_.scale, state, work);
-        }
-      }
-    });
-  }
-  team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int h = i / tiles, q0 = i % tiles * kLanes;
-      for (int r = 0; r < smaller(kLanes, q_len - q0); ++r) {
-        const float by = 1.0f / tile_ml_[i * 2 * kLanes + kLanes + r];
-        const float* o = tile_o_ + i * row_words + r * value_width_;
-        float* out = o_ + (begin + q0 + r) * o_stride_ + h * layer_.value;
-        for (int c = 0; c < layer_.value; ++c) out[c] = o[c] * by;
-      }
-    }
-  });
-}
-
 template <class V, bool bf16>
 void Attention<V, bf16>::finish(Team& team) const {
   const int D = layer_.hidden;
@@ -558,3 +321,6 @@ void Attention<V, bf16>::finish(Team& team) const {
 
 }  // namespace
 }  // namespace dsv2
+
+#include "attention_absorbed.h"
+#include "attention_expanded.h"

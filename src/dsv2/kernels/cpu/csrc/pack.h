@@ -15,37 +15,60 @@ inline float source_value(const Source& s, size_t index) {
   return from_bf16(static_cast<const uint16_t*>(s.data)[index]);
 }
 
-// Floats: row r of the block at column c goes to vector c (fp32) or half of vector c/2 (bf16).
-inline void pack_floats(const Source& s, Format format, int item, int row, int lane, uint8_t* block) {
-  const size_t start = item * s.item_stride + row * s.row_stride;
-  for (int c = 0; c < s.cols; ++c) {
-    const size_t index = start + c * s.col_stride;
-    if (format == Format::kF32) {
-      const float value = source_value(s, index);
-      std::memcpy(block + (static_cast<size_t>(c) * kLanes + lane) * 4, &value, 4);
-    } else {
-      const uint16_t value = s.format == Format::kBf16 ? static_cast<const uint16_t*>(s.data)[index]
-                                                       : to_bf16(source_value(s, index));
-      std::memcpy(block + (static_cast<size_t>(c / 2) * kLanes + lane) * 4 + c % 2 * 2, &value, 2);
+// Vector w of the block takes word w of each row, `turn`ed; rows that are not there are zero.
+template <class Turn>
+void interleave(const void* first, size_t row_bytes, int rows, int words, uint8_t* block, Turn turn) {
+  const uint8_t* in = static_cast<const uint8_t*>(first);
+  for (int w = 0; w < words; ++w) {
+    uint32_t vector[kLanes] = {};
+    for (int lane = 0; lane < rows; ++lane) std::memcpy(vector + lane, in + lane * row_bytes + w * 4, 4);
+    for (uint32_t& word : vector) word = turn(word);
+    std::memcpy(block + static_cast<size_t>(w) * 64, vector, 64);
+  }
+}
+
+// Floats: a word is a column (fp32) or two (bf16).
+inline void pack_floats(const Source& s, Format format, size_t start, int rows, uint8_t* block) {
+  const bool wide = format == Format::kF32;
+  if (s.col_stride == 1 && s.format == format && (wide || s.cols % 2 == 0)) {
+    const size_t bytes = wide ? 4 : 2;
+    interleave(static_cast<const uint8_t*>(s.data) + start * bytes, s.row_stride * bytes, rows,
+               static_cast<int>(s.cols * bytes / 4), block, [](uint32_t word) { return word; });
+    return;
+  }
+  for (int lane = 0; lane < rows; ++lane) {
+    for (int c = 0; c < s.cols; ++c) {
+      const size_t index = start + lane * s.row_stride + c * s.col_stride;
+      if (wide) {
+        const float value = source_value(s, index);
+        std::memcpy(block + (static_cast<size_t>(c) * kLanes + lane) * 4, &value, 4);
+      } else {
+        const uint16_t value = s.format == Format::kBf16 ? static_cast<const uint16_t*>(s.data)[index]
+                                                         : to_bf16(source_value(s, index));
+        std::memcpy(block + (static_cast<size_t>(c / 2) * kLanes + lane) * 4 + c % 2 * 2, &value, 2);
+      }
     }
   }
 }
 
-// int8: 4 columns to a word; unsigned by an offset of 128 where the dot product wants that.
+// int8: a word is 4 columns; unsigned by an offset of 128 where the dot product wants that.
 template <class V>
-void pack_bytes(const Source& s, int item, int row, int lane, uint8_t* block) {
-  const int8_t* in = static_cast<const int8_t*>(s.data) + item * s.item_stride + row * s.row_stride;
-  for (int c = 0; c < s.cols; c += 4) {
-    uint32_t word;
-    if (s.col_stride == 1) {
-      std::memcpy(&word, in + c, 4);
-    } else {
+void pack_bytes(const Source& s, size_t start, int rows, uint8_t* block) {
+  const int8_t* in = static_cast<const int8_t*>(s.data) + start;
+  const auto turn = [](uint32_t word) { return V::kBiased ? word ^ 0x80808080u : word; };
+  if (s.col_stride == 1) {
+    interleave(in, s.row_stride, rows, s.cols / 4, block, turn);
+    return;
+  }
+  for (int lane = 0; lane < rows; ++lane) {
+    for (int c = 0; c < s.cols; c += 4) {
       int8_t four[4];
-      for (int i = 0; i < 4; ++i) four[i] = in[(c + i) * s.col_stride];
+      for (int i = 0; i < 4; ++i) four[i] = in[lane * s.row_stride + (c + i) * s.col_stride];
+      uint32_t word;
       std::memcpy(&word, four, 4);
+      word = turn(word);
+      std::memcpy(block + (static_cast<size_t>(c / 4) * kLanes + lane) * 4, &word, 4);
     }
-    if (V::kBiased) word ^= 0x80808080u;
-    std::memcpy(block + (static_cast<size_t>(c / 4) * kLanes + lane) * 4, &word, 4);
   }
 }
 
@@ -53,43 +76,45 @@ inline uint32_t code_at(const Source& s, size_t index) {
   return static_cast<const uint8_t*>(s.data)[index / 2] >> (index % 2 * 4) & 15;
 }
 
-// int4: 8 columns to a word, the first 4 in its low nibbles.
-inline uint32_t word_of_codes(const Source& s, size_t start) {
-  if (s.col_stride == 1 && start % 8 == 0) {
-    uint32_t in;
-    std::memcpy(&in, static_cast<const uint8_t*>(s.data) + start / 2, 4);
-    // in: byte j holds columns 2j and 2j+1. Even columns are spread to bytes 0, 2 ..
-    uint32_t out = 0;
-    for (int j = 0; j < 8; ++j) out |= (in >> (4 * j) & 15) << (j % 4 * 8 + j / 4 * 4);
-    return out;
+// Nibbles 0 to 3 of a word as the low nibbles of its bytes.
+inline uint32_t spread(uint32_t x) {
+  x = (x | x << 8) & 0x00FF00FFu;
+  return (x | x << 4) & 0x0F0F0F0Fu;
+}
+
+// int4: a word is 8 columns, the first 4 in the low nibbles of its bytes.
+inline void pack_nibbles(const Source& s, size_t start, int rows, uint8_t* block) {
+  if (s.col_stride == 1 && start % 2 == 0 && s.row_stride % 2 == 0) {
+    interleave(static_cast<const uint8_t*>(s.data) + start / 2, s.row_stride / 2, rows, s.cols / 8, block,
+               [](uint32_t word) { return spread(word & 0xFFFFu) | spread(word >> 16) << 4; });
+    return;
   }
-  uint32_t out = 0;
-  for (int j = 0; j < 8; ++j) out |= code_at(s, start + j * s.col_stride) << (j % 4 * 8 + j / 4 * 4);
-  return out;
+  for (int c = 0; c < s.cols; c += 8) {
+    uint32_t words[kLanes] = {};
+    for (int lane = 0; lane < rows; ++lane) {
+      const size_t first = start + lane * s.row_stride + c * s.col_stride;
+      for (int j = 0; j < 8; ++j) {
+        words[lane] |= code_at(s, first + j * s.col_stride) << (j % 4 * 8 + j / 4 * 4);
+      }
+    }
+    std::memcpy(block + static_cast<size_t>(c) * 8, words, 64);
+  }
 }
 
 template <class V>
 void pack_block(const Source& s, Matrix& out, int item, int index) {
   uint8_t* block = out.data + (static_cast<size_t>(item) * out.blocks + index) * out.block_bytes;
   const int rows = s.rows - index * kLanes < kLanes ? s.rows - index * kLanes : kLanes;
+  const size_t start = item * s.item_stride + index * kLanes * s.row_stride;
   if (rows < kLanes || s.cols % 2) std::memset(block, 0, out.block_bytes);
   if (out.groups == 0) {
-    for (int lane = 0; lane < rows; ++lane) {
-      pack_floats(s, out.format, item, index * kLanes + lane, lane, block);
-    }
+    pack_floats(s, out.format, start, rows, block);
     return;
   }
   if (out.format == Format::kInt8) {
-    for (int lane = 0; lane < rows; ++lane) pack_bytes<V>(s, item, index * kLanes + lane, lane, block);
+    pack_bytes<V>(s, start, rows, block);
   } else {
-    const size_t start = item * s.item_stride + index * kLanes * s.row_stride;
-    for (int c = 0; c < s.cols; c += 8) {
-      uint32_t words[kLanes] = {};
-      for (int lane = 0; lane < rows; ++lane) {
-        words[lane] = word_of_codes(s, start + lane * s.row_stride + c * s.col_stride);
-      }
-      std::memcpy(block + static_cast<size_t>(c) * 8, words, 64);
-    }
+    pack_nibbles(s, start, rows, block);
   }
   // Weights that carry no scales of their own (W^UK transposed) count as scaled by one.
   int8_t* scales = out.scales + (static_cast<size_t>(item) * out.blocks + index) * out.groups * kLanes;

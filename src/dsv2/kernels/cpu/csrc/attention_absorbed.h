@@ -1,0 +1,155 @@
+// Absorbed attention: on the paged latents themselves (report, appendix C), for generated tokens.
+#pragma once
+
+#include "attention.h"
+
+namespace dsv2 {
+namespace {
+
+// q_latent[h] = W^UK[h]^T q_nope[h], then queries packed by tiles.
+template <class V, bool bf16>
+void Attention<V, bf16>::absorb(Team& team) const {
+  const int H = layer_.heads, N = layer_.nope, C = layer_.latent;
+  const Matrix& w = *layer_.w_uk_t;
+  const int group = layer_.fold ? group_of(w.format) : C, folds = C / group;
+  team.each(H, 1, [&](int64_t first, int64_t last) {
+    float* row = scratch(team);
+    for (int64_t h = first; h < last; ++h) {
+      for (int f = 0; f < folds; ++f) {
+        // The scales of W^UK run along its columns, which are the rows here: they go into the query.
+        const Panels set = head_set(folded_, h * folds + f);
+        for (int a = 0; a < absorbed_; ++a) {
+          const float* q = q_ + absorbed_rows_[a] * q_stride_ + h * query_width();
+          if (layer_.fold) {
+            const float* fold = layer_.fold + (static_cast<size_t>(h) * folds + f) * N;
+            for (int n = 0; n < N; ++n) row[n] = q[n] * fold[n];
+            write_token<V>(set, a, row);
+          } else {
+            write_token<V>(set, a, q);
+          }
+        }
+        const int blocks = group / kLanes;
+        const int from = f * blocks, to = layer_.fold ? from + blocks : w.blocks;
+        for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
+          const size_t start = set.chunks.start(chunk);
+          float* out = q_latent_ + (start * H + h) * latent_stride_ + static_cast<size_t>(f) * group;
+          multiply<V>(w, h, from, to, set, chunk, out, H * latent_stride_);
+        }
+      }
+    }
+  });
+  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const Tile& tile = tiles_[i];
+      int32_t* query = queries_ + i * query_words();
+      if (tile.rows < kLanes) std::memset(query, 0, query_words() * sizeof(int32_t));
+      for (int r = 0; r < tile.rows; ++r) {
+        const size_t row = tile.first_row + r;
+        const float* rope = q_ + absorbed_rows_[row / H] * q_stride_ + row % H * query_width() + N;
+        if (coded()) {
+          Bytes::pack(query, r, q_latent_ + row * latent_stride_, rope, layout_);
+        } else {
+          Kernel::pack(query, r, q_latent_ + row * latent_stride_, C, 0);
+          Kernel::pack(query, r, rope, layer_.rope, C);
+        }
+      }
+    }
+  });
+}
+
+template <class V, bool bf16>
+void Attention<V, bf16>::attend_absorbed(Team& team) const {
+  const int H = layer_.heads;
+  team.each(parts_, 1, [&](int64_t first_item, int64_t last_item) {
+    for (int64_t item = first_item; item < last_item; ++item) {
+      const Tile& tile = tiles_[part_list_[item].tile];
+      const int b = tile.sequence;
+      const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
+      alignas(64) int32_t limits[kLanes];
+      int smallest = INT32_MAX, largest = 0;
+      for (int r = 0; r < kLanes; ++r) {
+        const int row = tile.first_row + smaller(r, tile.rows - 1);
+        limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
+        smallest = smaller(smallest, limits[r]);
+        largest = largest > limits[r] ? largest : limits[r];
+      }
+      const TileState state{part_o_ + item * kLanes * value_columns(), part_ml_ + item * 2 * kLanes,
+                            part_ml_ + item * 2 * kLanes + kLanes};
+      clear<V>(state, value_columns());
+      const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
+      float* work = scratch(team);
+      int32_t* query = queries_ + part_list_[item].tile * query_words();
+      for (int key = begin; key < end; key += kPage) {
+        const int count = smaller(kPage, end - key);
+        if (coded()) {
+          float* scales = work + Bytes::kScratch;
+          uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
+          size_t stride;
+          const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
+          Bytes::block(query, layout_, codes, stride, scales, key, count, limits, smallest, tile.rows, layer_.scale,
+                       state, work);
+          continue;
+        }
+        const Element* keys =
+            page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
+        Kernel::block(query, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count, limits,
+                      smallest, tile.rows, layer_.scale, state, work);
+      }
+    }
+  });
+}
+
+// Joins the parts of each row, then o[h] = W^UV[h] times it.
+template <class V, bool bf16>
+void Attention<V, bf16>::lift(Team& team) const {
+  const int H = layer_.heads;
+  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
+    float* row_sum = scratch(team);
+    for (int64_t i = first; i < last; ++i) {
+      const Tile& tile = tiles_[i];
+      for (int r = 0; r < tile.rows; ++r) {
+        float top = -1e30f;
+        for (int p = 0; p < tile.parts; ++p) {
+          const float m = part_ml_[(tile.first_part + p) * 2 * kLanes + r];
+          top = m > top ? m : top;
+        }
+        float total = 0;
+        std::memset(row_sum, 0, sizeof(float) * value_columns());
+        for (int p = 0; p < tile.parts; ++p) {
+          const size_t part = tile.first_part + p;
+          const float* ml = part_ml_ + part * 2 * kLanes;
+          const float weight = std::exp(ml[r] - top);
+          total += ml[kLanes + r] * weight;
+          const float* o = part_o_ + (part * kLanes + r) * value_columns();
+          const typename V::F by = V::set(weight);
+          for (int c = 0; c < value_columns(); c += kLanes) {
+            V::store(row_sum + c, V::fma(V::load(o + c), by, V::load(row_sum + c)));
+          }
+        }
+        const typename V::F by = V::set(1.0f / total);
+        for (int c = 0; c < value_columns(); c += kLanes) V::store(row_sum + c, V::mul(V::load(row_sum + c), by));
+        const int row = tile.first_row + r, h = row % H, a = row / H;
+        write_token<V>(head_set(uv_in_, h), a, row_sum);
+      }
+    }
+  });
+  const Matrix& w = *layer_.w_uv;
+  team.each(H, 1, [&](int64_t first, int64_t last) {
+    float* out = scratch(team);
+    const size_t stride = padded<V>(w);
+    for (int64_t h = first; h < last; ++h) {
+      const Panels set = head_set(uv_in_, h);
+      for (int chunk = 0; chunk < set.chunks.count; ++chunk) {
+        multiply<V>(w, h, 0, w.blocks, set, chunk, out, stride);
+        for (int n = 0; n < set.chunks.width(chunk); ++n) {
+          const int t = absorbed_rows_[set.chunks.start(chunk) + n];
+          std::memcpy(o_ + t * o_stride_ + h * layer_.value, out + n * stride,
+                      sizeof(float) * layer_.value);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dsv2

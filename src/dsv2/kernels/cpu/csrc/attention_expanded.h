@@ -1,0 +1,97 @@
+// Expanded attention: keys and values built from the latents, for prompts.
+#pragma once
+
+#include "attention.h"
+
+namespace dsv2 {
+namespace {
+
+// Keys and values of a stretch of the sequence are built from the latents, then every tile of
+// queries that sees any of them goes over it.
+template <class V, bool bf16>
+void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
+  const int H = layer_.heads, C = layer_.latent, R = layer_.rope, N = layer_.nope;
+  const int begin = batch_.cu_q[b], q_len = batch_.cu_q[b + 1] - begin, kv_len = batch_.kv_len[b];
+  const int tiles = ceil_div(q_len, kLanes);
+  const size_t row_words = kLanes * value_width_;
+  const Matrix &uk = *layer_.w_uk, &uv = *layer_.w_uv;
+  const int uk_units = units(uk), per_head = uk_units + units(uv);
+  for (int start = 0; start < kv_len; start += kStretch) {
+    const int count = smaller(kStretch, kv_len - start);
+    Panels latent = latent_;
+    latent.chunks = Chunks(count, V::kTile);
+    team.each(count, 8, [&](int64_t first, int64_t last) {
+      float* row = scratch(team);
+      for (int64_t n = first; n < last; ++n) {
+        const int position = start + n;
+        const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
+        load_latent<V>(cache_.format, token, row, layout_);
+        write_token<V>(latent, n, row);
+        for (int h = 0; h < H; ++h) {
+          store_row<V>(kElement, keys_ + (static_cast<size_t>(h) * kStretch + n) * key_width_ + N, row + C, R);
+        }
+      }
+    });
+    team.each(static_cast<int64_t>(H) * per_head, 1, [&](int64_t first, int64_t last) {
+      float* out = scratch(team);
+      for (int64_t i = first; i < last; ++i) {
+        const int h = i / per_head, rest = i % per_head;
+        const bool is_key = rest < uk_units;
+        const Matrix& w = is_key ? uk : uv;
+        const int from = (is_key ? rest : rest - uk_units) * kUnit;
+        const int to = smaller(from + kUnit, w.blocks), row0 = from * kLanes;
+        const int used = smaller(to * kLanes, w.rows) - row0;
+        const size_t stride = static_cast<size_t>(kUnit) * kLanes;
+        for (int chunk = 0; chunk < latent.chunks.count; ++chunk) {
+          multiply<V>(w, h, from, to, latent, chunk, out, stride);
+          for (int n = 0; n < latent.chunks.width(chunk); ++n) {
+            const size_t key = static_cast<size_t>(h) * kStretch + latent.chunks.start(chunk) + n;
+            Element* place = is_key ? keys_ + key * key_width_ : values_ + key * value_width_;
+            store_row<V>(kElement, place + row0, out + n * stride, used);
+          }
+        }
+      }
+    });
+    team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
+      float* work = scratch(team);
+      int32_t* query = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
+      for (int64_t i = first; i < last; ++i) {
+        // Late tiles see the most keys: they go first, so that nobody ends alone with one.
+        const int h = i % H, tile = tiles - 1 - i / H;
+        const int q0 = tile * kLanes, rows = smaller(kLanes, q_len - q0);
+        alignas(64) int32_t limits[kLanes];
+        for (int r = 0; r < kLanes; ++r) limits[r] = kv_len - q_len + q0 + smaller(r, rows - 1) + 1;
+        const size_t place = static_cast<size_t>(h) * tiles + tile;
+        const TileState state{tile_o_ + place * row_words, tile_ml_ + place * 2 * kLanes,
+                              tile_ml_ + place * 2 * kLanes + kLanes};
+        if (start == 0) clear<V>(state, value_width_);
+        const int end = smaller(limits[kLanes - 1], start + count);
+        if (end <= start) continue;
+        if (rows < kLanes) std::memset(query, 0, Kernel::words(query_width()) * sizeof(int32_t));
+        for (int r = 0; r < rows; ++r) {
+          Kernel::pack(query, r, q_ + (begin + q0 + r) * q_stride_ + h * query_width(), query_width(), 0);
+        }
+        for (int key = start; key < end; key += kPage) {
+          const size_t from = static_cast<size_t>(h) * kStretch + key - start;
+          Kernel::block(query, query_width(), keys_ + from * key_width_, key_width_,
+                        values_ + from * value_width_, value_width_, value_width_, key,
+                        smaller(kPage, end - key), limits, limits[0], rows, layer_.scale, state, work);
+        }
+      }
+    });
+  }
+  team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int h = i / tiles, q0 = i % tiles * kLanes;
+      for (int r = 0; r < smaller(kLanes, q_len - q0); ++r) {
+        const float by = 1.0f / tile_ml_[i * 2 * kLanes + kLanes + r];
+        const float* o = tile_o_ + i * row_words + r * value_width_;
+        float* out = o_ + (begin + q0 + r) * o_stride_ + h * layer_.value;
+        for (int c = 0; c < layer_.value; ++c) out[c] = o[c] * by;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace dsv2

@@ -1,0 +1,145 @@
+"""Products with a matrix of weights: one row from memory's speed, many from the matrix units.
+
+A single token reads every weight once: programs of a few output columns each keep the memory busy
+where a general product would not. Several tokens go to cuBLAS, whose order of sums depends on their
+number; where results may not, they take the grouped product of :mod:`grouped_gemm` with fixed
+tiles, each matrix of a stack as an expert of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from dsv2.kernels.formats import Weight
+from dsv2.kernels.triton.expert_order import ExpertOrder
+from dsv2.kernels.triton.grouped_gemm import FIXED_ROWS, expert_tiles, grouped_product
+from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
+from dsv2.kernels.triton.quant_product import quant_product
+
+VECTOR_TOKENS = 2
+"""Up to this many tokens take the vector product."""
+_COLUMNS = 2
+"""Output columns of a program: 2 and 4 were tried on an H100."""
+
+
+@triton.jit
+def _vector(
+    x, weight, out, x_stride, D: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """``out[t] (+)= weight x[t]`` of one token and a few columns, summed in fp32."""
+    token = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    lines = column.to(tl.int64)[:, None] * D
+    real = column < WIDTH
+    depth = tl.arange(0, DEPTH)
+    # Weights are nobody's result: they are on their way while the kernel before ends.
+    b = tl.load(
+        weight + lines + depth[None, :], mask=real[:, None] & (depth < D)[None, :], other=0.0
+    )
+    if EARLY:
+        wait()
+    a = tl.load(x + token * x_stride + depth, mask=depth < D, other=0.0).to(tl.float32)
+    acc = tl.sum(b.to(tl.float32) * a[None, :], 1)
+    for start in range(DEPTH, D, DEPTH):
+        further = start + depth
+        a = tl.load(x + token * x_stride + further, mask=further < D, other=0.0).to(tl.float32)
+        mask = real[:, None] & (further < D)[None, :]
+        b = tl.load(weight + lines + further[None, :], mask=mask, other=0.0)
+        acc += tl.sum(b.to(tl.float32) * a[None, :], 1)
+    target = out + token * WIDTH + column
+    if ADD:
+        acc += tl.load(target, mask=real, other=0.0)
+    tl.store(target, acc.to(out.dtype.element_ty), mask=real)
+
+
+def _vector_product(x: Tensor, weight: Tensor, out: Tensor, add: bool) -> None:
+    width, depth = weight.shape
+    with on_device(x):
+        _vector[(-(-width // _COLUMNS), x.shape[0])](
+            x, weight, out, x.stride(0), D=depth, WIDTH=width, COLUMNS=_COLUMNS,
+            DEPTH=min(2048, padded(depth)), ADD=add, num_warps=4, **overlaps(x),
+        )  # fmt: skip
+
+
+def uniform_order(count: int, rows: int, tile_rows: int, device: torch.device) -> ExpertOrder:
+    """``rows`` rows for each of ``count`` matrices, in order; counted on the device."""
+    places = torch.arange(count * rows, dtype=torch.int32, device=device)
+    per = -(-rows // tile_rows)
+    tile = torch.arange(count * per, dtype=torch.int32, device=device)
+    owner = tile // per
+    first = owner * rows + tile % per * tile_rows
+    end = torch.minimum(first + tile_rows, (owner + 1) * rows)
+    offsets = torch.arange(count + 1, dtype=torch.int32, device=device) * rows
+    return ExpertOrder(places, places, offsets, owner, first, end)
+
+
+def stacked_product(
+    x: Tensor, weight: Tensor, gate: Tensor | None = None, *, deterministic: bool = False
+) -> Tensor:
+    """``x[e] weight[e]^T``, or silu of ``x[e] gate[e]^T`` times it.
+
+    ``x`` ``[E, T, D]`` contiguous, ``weight`` and ``gate`` ``[E, F, D]`` -> ``[E, T, F]``.
+    """
+    count, rows, depth = x.shape
+    tiles = expert_tiles((FIXED_ROWS if deterministic else rows) * count, count, x.dtype)
+    order = uniform_order(count, rows, tiles.gate_up.rows, x.device)
+    own = tiles.down if gate is None else tiles.gate_up
+    out = grouped_product(x.view(count * rows, depth), weight, order, own, gate=gate)
+    return out.view(count, rows, -1)
+
+
+def product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
+    """``x weight^T``: ``[T, D]`` and ``[F, D]`` -> ``[T, F]`` of ``x``'s dtype."""
+    if not isinstance(weight, Tensor):
+        return quant_product(x, weight, deterministic=deterministic)
+    if deterministic:
+        stack = x.contiguous().unsqueeze(0)
+        return stacked_product(stack, weight.unsqueeze(0), deterministic=True)[0]
+    if 0 < x.shape[0] <= VECTOR_TOKENS:
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
+        _vector_product(x, weight, out, False)
+        return out
+    return F.linear(x, weight)
+
+
+def _is_vector(x: Tensor, weight: Weight, deterministic: bool) -> bool:
+    few = 0 < x.shape[0] <= VECTOR_TOKENS
+    return few and not deterministic and isinstance(weight, Tensor)
+
+
+def add_product(into: Tensor, x: Tensor, weight: Weight, *, deterministic: bool = False) -> None:
+    """``into += x weight^T``, ``into`` ``[T, F]`` fp32."""
+    if isinstance(weight, Tensor) and _is_vector(x, weight, deterministic):
+        _vector_product(x, weight, into, True)
+    else:
+        into += product(x, weight, deterministic=deterministic)
+
+
+def wide_product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
+    """``x weight^T`` in fp32: logits of a vocabulary, or, with ``weight`` in fp32, of a router."""
+    if not isinstance(weight, Tensor):
+        return quant_product(x, weight, dtype=torch.float32, deterministic=deterministic)
+    if _is_vector(x, weight, deterministic):
+        out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
+        _vector_product(x, weight, out, False)
+        return out
+    return product(x.to(weight.dtype), weight, deterministic=deterministic).float()
+
+
+def gated_product(x: Tensor, up: Weight, gate: Weight, *, deterministic: bool = False) -> Tensor:
+    """silu of ``x gate^T`` times ``x up^T``: ``[T, D]`` and ``[F, D]`` -> ``[T, F]``.
+
+    Both weights have one format.
+    """
+    if isinstance(up, Tensor) and isinstance(gate, Tensor):
+        stack = x.unsqueeze(0)
+        return stacked_product(
+            stack, up.unsqueeze(0), gate.unsqueeze(0), deterministic=deterministic
+        )[0]
+    assert not isinstance(up, Tensor) and not isinstance(gate, Tensor)
+    return quant_product(x, up, gate=gate, deterministic=deterministic)

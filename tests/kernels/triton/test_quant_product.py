@@ -1,0 +1,212 @@
+"""Products with coded weights in Triton against the reference on the weights they stand for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv2.kernels import reference
+from dsv2.kernels.executor import Mlp
+from dsv2.kernels.formats import (
+    CODEBOOK,
+    SCHEMES,
+    BlockTensor,
+    Coded,
+    QuantTensor,
+    dequantise,
+    quantise,
+    quantise_blocks,
+    relative_rmse,
+    stack,
+    weight_rows,
+)
+from dsv2.kernels.ops import ExpertWeights
+from dsv2.shapes import ShapeError
+from tests.kernels.triton.place import DEVICE, HALF, draw
+
+pytest.importorskip("triton")
+
+from dsv2.kernels.triton.quant_product import (
+    TILES,
+    QuantTiles,
+    _permutes,
+    coded,
+    quant_product,
+    quant_tiles,
+    run_quant_experts,
+)
+
+FORMATS = ("int4", "int8", "fp8")
+
+
+def to_device(weight: Coded) -> Coded:
+    if isinstance(weight, BlockTensor):
+        return BlockTensor(weight.codes.to(DEVICE), weight.scales.to(DEVICE))
+    return QuantTensor(
+        weight.scheme, weight.codes.to(DEVICE), weight.scales.to(DEVICE),
+        weight.row_scales.to(DEVICE),
+    )  # fmt: skip
+
+
+def matrix(rows: int, columns: int, name: str, seed: int = 0) -> Coded:
+    """Any codes and scales make a weight; of fp8 those that a weight has."""
+    if name == "fp8":
+        return to_device(quantise_blocks(draw(rows, columns, seed=seed).cpu() / columns**0.5))
+    kind, generator = SCHEMES[name], torch.Generator().manual_seed(seed)
+    shapes = (rows, columns * kind.bits // 8), (rows, columns // kind.group)
+    codes = torch.randint(256, shapes[0], dtype=torch.uint8, generator=generator)
+    scales = torch.randint(-127, 128, shapes[1], dtype=torch.int8, generator=generator)
+    row_scales = torch.rand(rows, generator=generator) / (5000 * columns**0.5)
+    return to_device(QuantTensor(name, codes, scales, row_scales))
+
+
+def experts_of(count: int, width: int, inner: int, name: str) -> Mlp:
+    shapes = ((inner, width), (inner, width), (width, inner))
+    return Mlp(
+        *(
+            stack([matrix(*shape, name, seed=10 * part + one) for one in range(count)])
+            for part, shape in enumerate(shapes)
+        )
+    )
+
+
+def wide(mlp: Mlp) -> ExpertWeights:
+    return ExpertWeights(*(dequantise(coded(part)) for part in vars(mlp).values()))
+
+
+SMALL = QuantTiles(16, 32, 4, 1)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_a_product_equals_that_with_the_weights_the_codes_stand_for(name: str, tokens: int) -> None:
+    # 192 columns are a block and a half of fp8, 150 rows end inside a block and a tile.
+    weight = matrix(150, 192, name)
+    x = draw(tokens, 192)
+    ours = quant_product(x, weight, tiles=SMALL)
+    torch.testing.assert_close(ours, x @ dequantise(weight).T, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_gate_and_up_in_one_product(name: str) -> None:
+    gate, up = matrix(40, 128, name), matrix(40, 128, name, seed=1)
+    x = draw(7, 128)
+    expected = torch.nn.functional.silu(x @ dequantise(gate).T) * (x @ dequantise(up).T)
+    torch.testing.assert_close(quant_product(x, up, gate=gate), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rows", sorted(TILES))
+def test_every_tile_in_half_precision(name: str, rows: int) -> None:
+    weight, x = matrix(80, 128, name), draw(rows, 128).to(HALF)
+    assert quant_tiles(rows) is TILES[rows]
+    ours = quant_product(x, weight, dtype=torch.float32)
+    # The products are exact and summed in fp32: only the order of the sum differs.
+    assert relative_rmse(x.float() @ dequantise(weight).T, ours) < 1e-6
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [2, 19])
+def test_experts_equal_the_reference(name: str, tokens: int) -> None:
+    experts = experts_of(3, 128, 64, name)
+    scores = torch.rand(tokens, 3, generator=torch.Generator().manual_seed(tokens))
+    ids = scores.topk(2).indices.to(DEVICE)
+    x, weights = draw(tokens, 128), draw(tokens, 2).abs()
+    weights[0, 1] = 0
+    expected = reference.experts(x, ids, weights, wide(experts))
+    for deterministic in (False, True):
+        ours = run_quant_experts(x, ids, weights, experts, deterministic=deterministic)
+        torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
+    assert run_quant_experts(x[:0], ids[:0], weights[:0], experts).shape == (0, 128)
+
+
+def test_all_sixteen_levels_and_every_byte_of_fp8() -> None:
+    """An identity matrix reads every code back, as it is."""
+    eye = torch.eye(128, device=DEVICE)
+    codes = torch.arange(128 * 64, device=DEVICE).view(128, 64).remainder(256).to(torch.uint8)
+    scales = torch.arange(1, 257, device=DEVICE).view(128, 2).remainder(127).to(torch.int8)
+    four = QuantTensor("int4", codes, scales, draw(128).abs())
+    torch.testing.assert_close(
+        quant_product(eye, four).T, dequantise(four), atol=0, rtol=2e-7, equal_nan=False
+    )
+    bytes_ = torch.arange(128 * 128, device=DEVICE).view(128, 128).remainder(256)
+    bytes_[(bytes_ & 127) == 127] = 0  # NaN
+    eight = BlockTensor(
+        bytes_.to(torch.uint8).view(torch.float8_e4m3fn), torch.full((1, 1), 0.37, device=DEVICE)
+    )
+    torch.testing.assert_close(quant_product(eye, eight).T, dequantise(eight), atol=0, rtol=2e-7)
+
+
+def permute(left: int, right: int, chosen: int) -> int:
+    """What the instruction does: a nibble takes one of eight bytes, its high bit takes the sign."""
+    from_, out = left.to_bytes(4, "little") + right.to_bytes(4, "little"), 0
+    for place in range(4):
+        nibble = chosen >> 4 * place & 15
+        byte = from_[nibble & 7]
+        out |= (byte if nibble < 8 else 255 * (byte >> 7)) << 8 * place
+    return out
+
+
+def run_permutes(pair: int) -> list[float]:
+    """The instructions that only a GPU has, in Python: levels of even codes, then of odd ones."""
+    registers = {"$4": pair}
+    for line in _permutes().strip("{ }").split(";")[1:]:
+        if not line.strip():
+            continue
+        name, rest = line.split(maxsplit=1)
+        target, *parts = (part.strip() for part in rest.split(","))
+        values = [registers[part] if part in registers else int(part, 0) for part in parts]
+        registers[target] = {
+            "mov.b32": lambda a: a,
+            "and.b32": lambda a, b: a & b,
+            "or.b32": lambda a, b: a | b,
+            "shr.b32": lambda a, b: a >> b,
+            "prmt.b32": permute,
+        }[name](*values)  # type: ignore[operator]
+    raw = b"".join(registers[f"${place}"].to_bytes(4, "little") for place in range(4))
+    return list(torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).tolist())
+
+
+def test_instructions_for_4_bit_codes_find_their_levels() -> None:
+    for shift in range(8):
+        raw = bytes((37 * shift + 29 * place + 11) & 255 for place in range(4))
+        expected = [CODEBOOK[byte & 15] for byte in raw] + [CODEBOOK[byte >> 4] for byte in raw]
+        assert run_permutes(int.from_bytes(raw, "little")) == expected
+    found = {level for code in range(256) for level in run_permutes(code * 0x01010101)}
+    assert found == set(CODEBOOK)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_rows_of_an_embedding(name: str) -> None:
+    weight = matrix(150, 192, name)
+    ids = torch.tensor([149, 0, 128, 0], dtype=torch.int32, device=DEVICE)
+    assert torch.equal(weight_rows(weight, ids), dequantise(weight)[ids.long()])
+    plain: Tensor = dequantise(weight)
+    assert torch.equal(weight_rows(plain, ids), plain[ids.long()])
+
+
+@pytest.mark.parametrize(("name", "bound"), [("int4", 0.09), ("int8", 0.008), ("fp8", 0.03)])
+def test_error_of_each_format(name: str, bound: float) -> None:
+    weight = draw(128, 128).cpu() / 16
+    done = quantise_blocks(weight) if name == "fp8" else quantise(weight, name)
+    assert bound / 2 < relative_rmse(weight, dequantise(done)) < bound
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    with pytest.raises(ShapeError, match="x has 64 columns, the weight 128"):
+        quant_product(draw(2, 64), matrix(16, 128, "int4"))
+    with pytest.raises(ShapeError, match="gate is int8"):
+        quant_product(draw(2, 128), matrix(16, 128, "int4"), gate=matrix(16, 128, "int8"))
+    with pytest.raises(TypeError, match=r"a tensor of torch\.float32"):
+        coded(draw(2, 2))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("tokens", [1, 16, 300])
+def test_published_widths_on_a_gpu(name: str, tokens: int) -> None:
+    weight, x = matrix(1408, 2048, name), draw(tokens, 2048).bfloat16()
+    expected = x.float() @ dequantise(weight).T
+    assert relative_rmse(expected, quant_product(x, weight, dtype=torch.float32)) < 1e-5
+    assert relative_rmse(expected, quant_product(x, weight)) < 2.5e-3
