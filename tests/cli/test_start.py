@@ -33,7 +33,8 @@ from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.cli.main import app
 from dsv2.engine import loading
 from dsv2.engine.loading import prepare
-from dsv2.engine.plan import DoesNotFitError, packed_bytes, plan_memory
+from dsv2.engine.plan import DoesNotFitError, plan_memory
+from dsv2.engine.weight_sizes import packed_bytes
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.model.config import ModelConfig
 from tests.checkpoint.hub_server import COMMIT, Hub, serve
