@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from dsv2.checkpoint.hub import repository_of
 from tests.checkpoint.hub_server import Hub, serve
+from tests.program import dsv2
 
 REPOSITORY = "someone/tiny-v2"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -38,10 +38,7 @@ def run(tmp_path: Path, hub: Hub) -> Run:
             "DSV2_HOME": str(tmp_path / "dsv2"), "HF_HUB_DISABLE_XET": "1",
             "MODELSCOPE_ENDPOINT": hub.url, "MODELSCOPE_CACHE": str(tmp_path / "modelscope"),
         } | changes  # fmt: skip
-        return subprocess.run(
-            [sys.executable, "-m", "dsv2", *arguments], env=environment, text=True,
-            capture_output=True, timeout=90, check=False,
-        )  # fmt: skip
+        return dsv2(*arguments, environment=environment)
 
     return call
 

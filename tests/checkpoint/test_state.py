@@ -55,14 +55,20 @@ def test_states_come_back_and_old_ones_go(tmp_path: Path) -> None:
 
 
 def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
-    """Fault F40. Children of this process, so that none imports torch anew."""
+    """Fault F40. Children of this process, so that none imports torch anew.
+
+    At least 50 kills, and as many more as it takes until kills have fallen into saves and
+    between them and 15 saves have survived: where a kill falls is the machine's matter.
+    """
     dice = random.Random(4)
     # Disks and machines differ: how long a child lives is counted in saves.
     start, step, survived = time.perf_counter(), 5, set()
     for number in range(1, step + 1):
         save(tmp_path, number)
     one = (time.perf_counter() - start) / step
-    for _ in range(60):
+    kills = 0
+    while kills < 50 or step < 20 or survived != {True, False}:
+        assert kills < 1000, (step, survived)
         child = os.fork()
         if child == 0:
             try:
@@ -72,15 +78,13 @@ def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
                 os._exit(1)
         time.sleep(dice.uniform(0.5, 6) * one)
         os.kill(child, signal.SIGKILL)
+        kills += 1
         _, status = os.waitpid(child, 0)
         assert os.WIFSIGNALED(status), "the child ended by itself"
-        partial = any(".tmp-" in name for name in os.listdir(tmp_path))
-        survived.add(partial)
+        survived.add(any(".tmp-" in name for name in os.listdir(tmp_path)))
         found = check_whole(tmp_path) or 0
         assert found >= step
         step = found
-    assert step > 20
-    assert survived == {True, False}  # kills fell into saves and between them
 
 
 def test_a_kill_at_every_call_of_a_save(tmp_path: Path) -> None:

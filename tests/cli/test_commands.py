@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,15 +13,9 @@ from rich.console import Console
 
 from dsv2 import LLM, SamplingParams
 from dsv2.cli.chat import Conversation
+from tests.program import Program, dsv2
 from tests.text import sources
 from tests.training.make import recipe, write_shards
-
-
-def dsv2(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "dsv2", *arguments], input=stdin, text=True, capture_output=True,
-        timeout=100, check=False,
-    )  # fmt: skip
 
 
 def test_run_answers_a_sum() -> None:
@@ -131,10 +123,7 @@ def test_ctrl_c_saves_the_state_of_a_training(tmp_path: Path) -> None:
     recipe_file = tmp_path / "recipe.yaml"
     recipe_file.write_text(recipe(data, tokens=10**9).model_dump_json())
     run = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dsv2", "train", str(recipe_file), "--out", str(run), "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = Program("train", str(recipe_file), "--out", str(run), "--json")
     metrics = run / "metrics.jsonl"
     for _ in range(400):
         if metrics.exists() and metrics.read_text().count("\n") >= 3:

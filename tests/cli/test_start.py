@@ -33,11 +33,13 @@ from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.cli.main import app
 from dsv2.engine import loading
 from dsv2.engine.loading import prepare
-from dsv2.engine.plan import DoesNotFitError, packed_bytes, plan_memory
+from dsv2.engine.plan import DoesNotFitError, plan_memory
+from dsv2.engine.weight_sizes import packed_bytes
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.model.config import ModelConfig
 from tests.checkpoint.hub_server import COMMIT, Hub, serve
 from tests.models import save_tiny
+from tests.program import Program
 
 REPOSITORY = "someone/wide-v2"
 INT4 = ("--dtype", "int4", "--max-tokens", "3", "--json")
@@ -65,7 +67,7 @@ def hub(model: Path, tmp_path: Path) -> Iterator[Hub]:
         yield running
 
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Program]
 
 
 @pytest.fixture
@@ -75,16 +77,13 @@ def start(tmp_path: Path, hub: Hub, home: Path) -> Start:
         "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
 
-    def begin(*arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "dsv2", *arguments], env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+    def begin(*arguments: str) -> Program:
+        return Program(*arguments, environment=environment)
 
     return begin
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> tuple[str, str]:
+def finish(process: Program, code: int = 0) -> tuple[str, str]:
     out, err = process.communicate(timeout=90)
     assert process.returncode == code, err
     assert "Traceback" not in err

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dsv2.checkpoint.releases import config_of
-from dsv2.engine.offload import memory_limits, parse_size, plan_host_layers, weight_bytes
+from dsv2.engine.offload import memory_limits, parse_size, plan_host_layers
 from dsv2.engine.plan import DoesNotFitError
+from dsv2.engine.weight_sizes import gpu_bytes
 
 GIB = 2**30
 
@@ -34,7 +35,7 @@ def test_a_limit_only_takes_away() -> None:
 @pytest.mark.parametrize("weights", ["bfloat16", "fp8", "int8", "int4"])
 def test_as_few_layers_as_the_device_allows(weights: str) -> None:
     config = config_of("v2-lite")
-    rest, each = weight_bytes(config, weights)
+    rest, each = gpu_bytes(config, weights)
     assert 0.9 < (rest + 26 * each) / (15.7e9 * {"bfloat16": 2, "int4": 0.52}.get(weights, 1)) < 1.1
     reserved, cpu = 2 * GIB, 100 * GIB
     whole = int((rest + 26 * each + reserved) / 0.95) + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ from hypothesis import strategies as st
 from dsv2.checkpoint.packed import WEIGHTS, load_packed
 from dsv2.checkpoint.quantised import stored_bytes
 from dsv2.checkpoint.releases import RELEASES, config_of
+from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine import loading
 from dsv2.engine.loading import plan_folder
-from dsv2.engine.offload import weight_bytes
 from dsv2.engine.plan import (
     GOOD_CACHE,
     LEAST_CACHE,
     MARGIN,
     DoesNotFitError,
     MemoryPlan,
-    packed_bytes,
     plan_memory,
 )
+from dsv2.engine.weight_sizes import gpu_bytes, moe_layers, packed_bytes
 from dsv2.kernels.cpu import CpuExecutor
+from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.model.config import ModelConfig
 from tests.models import save_tiny
 from tests.tiny import tiny_config
@@ -47,7 +50,7 @@ options = st.fixed_dictionaries(
         "sequences": st.integers(1, 64),
         "step_tokens": st.sampled_from([1, 64, 2048]),
         "convert": st.booleans(),
-        "packed": st.just(True),
+        "layout": st.just("cpu"),
         "formats": st.sampled_from([WEIGHTS, ("float32", "bfloat16"), ("int4",)]),
     }
 )
@@ -217,6 +220,38 @@ def test_packed_bytes_are_those_of_the_executor(
     assert packed_bytes(model.config, weights) == pytest.approx(sum(sizes), rel=0.03)
 
 
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+def test_gpu_bytes_are_those_of_the_executor(
+    tmp_path_factory: pytest.TempPathFactory, weights: str
+) -> None:
+    folder = save_tiny(
+        tmp_path_factory.mktemp("held"), hidden_size=128, intermediate_size=256,
+        moe_intermediate_size=64, kv_lora_rank=64, qk_nope_head_dim=64, v_head_dim=64,
+    )  # fmt: skip
+    held: dict[int, int] = {}
+
+    def count(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            held[part.data_ptr()] = part.nbytes
+        elif isinstance(part, tuple | list):
+            for one in part:
+                count(one)
+        elif is_dataclass(part):
+            count(list(vars(part).values()))
+
+    model = load_packed(folder, TritonExecutor(torch.device("cpu")), weights=weights)
+    count([model._embed, model._head, model._layers])
+    rest, each = gpu_bytes(model.config, weights)
+    # Without a GPU what was coded is multiplied in fp32, and W^UK and W^UV are kept so.
+    coded = weights in SCHEMES
+    shapes = parameter_shapes(model.config)
+    both = sum(
+        2 * torch.Size(shape).numel() for name, shape in shapes.items() if name.endswith("wkv_b")
+    )
+    planned = rest + moe_layers(model.config) * each + 2 * both * coded
+    assert planned == pytest.approx(sum(held.values()), rel=0.01)
+
+
 def test_packing_costs_little_more_than_the_file() -> None:
     for name in ("v2-lite", "v2"):
         assert name in RELEASES
@@ -253,7 +288,7 @@ def test_a_model_larger_than_the_gpu_leaves_experts_in_the_hosts_memory(
     gpu, config = torch.device("cuda"), ModelConfig.from_file(tiny_folder / "config.json")
     whole = plan_folder(tiny_folder, gpu, cache_tokens=64, max_memory={"cuda": "1GB"})
     assert whole.host_layers == 0
-    rest, each = weight_bytes(config, "bfloat16")
+    rest, each = gpu_bytes(config, "bfloat16")
     moe = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
     for layers in range(1, moe + 1):
         room = rest + (moe - layers) * each + whole.scratch_bytes + 64 * whole.token_bytes

@@ -19,9 +19,10 @@ from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.checkpoint.releases import RELEASES, config_of
 from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
 from dsv2.engine.draft_model import check_vocabularies
-from dsv2.engine.offload import memory_limits, plan_host_layers, weight_bytes
+from dsv2.engine.offload import memory_limits, plan_host_layers
 from dsv2.engine.plan import GOOD_CACHE, MARGIN, MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
+from dsv2.engine.weight_sizes import gpu_bytes
 from dsv2.kernels.executor import Executor, make_executor
 from dsv2.kernels.formats import SCHEMES
 from dsv2.kernels.latent import LATENT_FORMATS, latent_format
@@ -126,10 +127,8 @@ def plan_folder(
     tokens = cache_tokens or min(config.max_position_embeddings, GOOD_CACHE)
     reserved = ideal.scratch_bytes + tokens * ideal.token_bytes
     away = plan_host_layers(config, ideal.weights, limits, reserved)
-    # What is on the host, and what packing for a CPU would add, does not count against the device.
-    rest, each = weight_bytes(config, ideal.weights)
-    layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
-    elsewhere = ideal.weight_bytes - (rest + (layers - away) * each)
+    # What is on the host does not count against the device.
+    elsewhere = away * gpu_bytes(config, ideal.weights)[1]
     found = plan(limits["cuda"] + math.ceil(elsewhere / (1 - MARGIN)))
     return replace(found, free_bytes=limits["cuda"], host_layers=away)
 
@@ -156,7 +155,7 @@ def _plan(
         dtype=dtype,
         cache=cache_dtype,
         formats=formats,
-        packed=packed,
+        layout=("gpu" if device.type == "cuda" else "cpu") if packed else "plain",
         convert=convert and stored is None,
         cache_tokens=cache_tokens,
         sequences=max_sequences,

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 
-import torch
-
-from dsv2.checkpoint.fp8 import FP8, is_fp8
-from dsv2.checkpoint.quantised import is_quantised
-from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine.plan import MARGIN, DoesNotFitError, size_text
-from dsv2.kernels.formats import FP8_BLOCK, SCHEMES
+from dsv2.engine.weight_sizes import gpu_bytes, moe_layers
 from dsv2.model.config import ModelConfig
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -57,31 +51,6 @@ def memory_limits(
     return limits
 
 
-@lru_cache(maxsize=64)
-def weight_bytes(config: ModelConfig, weights: str) -> tuple[int, int]:
-    """Bytes on the device of all but the routed experts, and of one layer's routed experts."""
-    rest, experts, layers = 0.0, 0.0, 0
-    for name, shape in parameter_shapes(config).items():
-        size = torch.Size(shape).numel() * _bits(name, shape, weights) / 8
-        if ".experts." in name:
-            experts += size
-            layers += name.endswith("w_gate")
-        else:
-            rest += size
-    return int(rest), int(experts / max(1, layers))
-
-
-def _bits(name: str, shape: tuple[int, ...], weights: str) -> float:
-    if len(shape) < 2 or name.endswith("router"):
-        return 32
-    if weights == FP8:
-        return 8 + 32 / FP8_BLOCK**2 if is_fp8(name, shape) else 16
-    if weights in SCHEMES:
-        scheme = SCHEMES[weights]
-        return scheme.bits_per_weight(shape[-1]) if is_quantised(name, shape, scheme) else 16
-    return {"float32": 32, "bfloat16": 16}[weights]
-
-
 def plan_host_layers(
     config: ModelConfig, weights: str, limits: Mapping[str, int], reserved: int
 ) -> int:
@@ -96,8 +65,8 @@ def plan_host_layers(
     Raises:
         DoesNotFitError: the device does not hold the rest, or the host not the experts.
     """
-    rest, each = weight_bytes(config, weights)
-    moe = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    rest, each = gpu_bytes(config, weights)
+    moe = moe_layers(config)
     room = int(limits["cuda"] * (1 - MARGIN)) - reserved - rest
     if room < 0:
         raise DoesNotFitError(

@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-
-import torch
 
 from dsv2.checkpoint.packed import WEIGHTS, cache_format_for
-from dsv2.checkpoint.quantised import is_quantised
-from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine.cache import token_bytes
-from dsv2.kernels.formats import SCHEMES
+from dsv2.engine.weight_sizes import LAYOUTS, loading_bytes
 from dsv2.model.config import ModelConfig
 from dsv2.shapes import BLOCK_SIZE
 
@@ -39,9 +34,6 @@ cache. Narrower formats stop there, so that more memory never means a shorter co
 
 _STRETCH = 1024
 """Keys that attention expands at once; kernels/cpu/csrc/attention.h has the same number."""
-
-_ROWS = 16
-"""Rows of a packed matrix are interleaved by so many and padded to a multiple."""
 
 
 class DoesNotFitError(ValueError):
@@ -110,7 +102,7 @@ def plan_memory(
     dtype: str = "auto",
     cache: str = "auto",
     formats: Sequence[str] = WEIGHTS,
-    packed: bool = True,
+    layout: str = "cpu",
     convert: bool = True,
     cache_tokens: int | None = None,
     sequences: int = 16,
@@ -128,7 +120,7 @@ def plan_memory(
         dtype: ``auto`` or one of ``formats``.
         cache: format of the latent cache; ``auto`` follows the weights.
         formats: that the weights may have, the widest first; one alone is taken as it is.
-        packed: for an executor, else for a ``Transformer``.
+        layout: of the weights, a name of :data:`dsv2.engine.weight_sizes.LAYOUTS`.
         convert: weights of ``int8`` and ``int4`` are made while they are read.
         cache_tokens: that the cache must hold; None for what ``sequences`` of full length need, or
             what fits.
@@ -147,10 +139,10 @@ def plan_memory(
         raise ValueError(f"dtype is {dtype!r}, allowed are auto, {', '.join(formats)}")
 
     kinds = {name: cache_format_for(name, cache) for name in formats}
-    if not packed and any(name != kind for name, kind in kinds.items()):
+    if layout == "plain" and any(name != kind for name, kind in kinds.items()):
         raise ValueError(f"cache_dtype is {cache!r}, which needs backend 'cpu'; allowed is auto")
     fits = [
-        _fit(config, free_bytes, name, kind, packed, convert, sequences, step_tokens)
+        _fit(config, free_bytes, name, kind, layout, convert, sequences, step_tokens)
         for name, kind in kinds.items()
     ]
     whole = _blocks(config.max_position_embeddings)
@@ -197,11 +189,11 @@ def _widest(fits: Sequence[_Fit], free_bytes: int, wanted: int, good: int, exact
 
 
 def _fit(
-    config: ModelConfig, free_bytes: int, weights: str, cache: str, packed: bool, convert: bool,
+    config: ModelConfig, free_bytes: int, weights: str, cache: str, layout: str, convert: bool,
     sequences: int, step_tokens: int,
 ) -> _Fit:  # fmt: skip
-    size = (packed_bytes if packed else _plain_bytes)(config, weights)
-    loading = _loading_bytes(config, weights, convert) if packed else 0
+    size = LAYOUTS[layout](config, weights)
+    loading = 0 if layout == "plain" else loading_bytes(config, weights, convert)
     scratch = max(loading, step_bytes(config, sequences, step_tokens))
     each = token_bytes(config, cache)
     left = max(int(free_bytes * (1 - MARGIN)) - size - scratch, 0)
@@ -209,82 +201,6 @@ def _fit(
         int(part) // (each * BLOCK_SIZE) * BLOCK_SIZE for part in (left, CACHE_SHARE * left)
     )
     return _Fit(weights, size, scratch, cache, each, room, share)
-
-
-@lru_cache(maxsize=64)
-def _plain_bytes(config: ModelConfig, weights: str) -> int:
-    width = {"float32": 4, "bfloat16": 2}[weights]
-    return sum(torch.Size(shape).numel() for shape in parameter_shapes(config).values()) * width
-
-
-@lru_cache(maxsize=64)
-def packed_bytes(config: ModelConfig, weights: str) -> int:
-    """Bytes that the weights take once they are packed for backend ``cpu``.
-
-    That is more than they take on disk: W^UK lies there twice, once for each form of attention,
-    rows are padded, and routers and norms are fp32.
-    """
-    total = 0.0
-    for name, shape in parameter_shapes(config).items():
-        if len(shape) == 1:
-            total += 4 * shape[0]
-            continue
-        *stack, rows, columns = shape
-        kind = _kind(config, name, shape, weights)
-        if name.endswith("wkv_b"):
-            heads = config.num_attention_heads
-            nope, value = config.qk_nope_head_dim, config.v_head_dim
-            total += heads * (
-                _matrix_bytes(nope, columns, kind)
-                + _matrix_bytes(columns, nope, kind)
-                + _matrix_bytes(value, columns, kind)
-            )
-            if kind in SCHEMES:  # the scales of the transpose
-                total += 4 * heads * nope * columns / SCHEMES[kind].group
-        else:
-            total += torch.Size(stack).numel() * _matrix_bytes(rows, columns, kind)
-    return int(total)
-
-
-def _kind(config: ModelConfig, name: str, shape: tuple[int, ...], weights: str) -> str:
-    """The format in which a parameter is packed."""
-    if name.endswith("router"):
-        return "float32"
-    if weights not in SCHEMES:
-        return weights
-    if not is_quantised(name, shape, SCHEMES[weights]):
-        return "bfloat16"
-    # The transpose of W^UK could not carry such groups.
-    odd = name.endswith("wkv_b") and config.qk_nope_head_dim % SCHEMES[weights].group
-    return "float32" if odd else weights
-
-
-def _matrix_bytes(rows: int, columns: int, kind: str) -> float:
-    padded = -(-rows // _ROWS) * _ROWS
-    if kind in SCHEMES:
-        return padded * columns * SCHEMES[kind].bits_per_weight(columns) / 8
-    return padded * columns * {"float32": 4, "bfloat16": 2}[kind]
-
-
-@lru_cache(maxsize=64)
-def _loading_bytes(config: ModelConfig, weights: str, convert: bool) -> int:
-    """The largest part that exists both packed and not while weights are read.
-
-    Attention, the feed-forward part, the embedding and the head are packed one after the other;
-    a matrix that changes its format exists in both.
-    """
-    parts: dict[str, float] = {}
-    largest = 0
-    for name, shape in parameter_shapes(config).items():
-        count = torch.Size(shape).numel()
-        kind = _kind(config, name, shape, weights)
-        bits = SCHEMES[kind].bits_per_weight(shape[-1]) if kind in SCHEMES else 0
-        width = bits / 8 or {"float32": 4, "bfloat16": 2}[kind]
-        part = ".".join(name.split(".")[:3])
-        parts[part] = parts.get(part, 0.0) + count * width
-        largest = max(largest, count)
-    changed = weights == "float32" or (weights in SCHEMES and convert)
-    return int(max(parts.values())) + (2 * largest if changed else 0)
 
 
 def step_bytes(config: ModelConfig, sequences: int, step_tokens: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -179,6 +180,7 @@ def fetch_of(config: ModelConfig, weights: str) -> Fetch:
     return fetch
 
 
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # the interpreter takes 10 to 20 s
 NARROW = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
           "kv_lora_rank": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
 
@@ -187,9 +189,9 @@ NARROW = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 
     ("weights", "cache_format", "host_layers", "fields"),
     [
         ("float32", "float32", 0, {}),
-        ("int4", "int8", 0, NARROW | {"q_lora_rank": 64}),
-        ("int8", "fp8", 1, NARROW),
-        ("int4", "float32", 0, NARROW | {"intermediate_size": 96}),  # w_down stays plain
+        SLOW("int4", "int8", 0, NARROW | {"q_lora_rank": 64}),
+        SLOW("int8", "fp8", 1, NARROW),
+        SLOW("int4", "float32", 0, NARROW | {"intermediate_size": 96}),  # w_down stays plain
     ],
 )
 def test_whole_models_compute_what_the_reference_does(
@@ -215,7 +217,7 @@ def test_whole_models_compute_what_the_reference_does(
 
 
 @pytest.mark.parametrize(
-    ("weights", "cache_format"), [("int4", "int8"), ("int8", "int6"), ("float32", "fp8")]
+    ("weights", "cache_format"), [("int4", "int8"), SLOW("int8", "int6"), SLOW("float32", "fp8")]
 )
 def test_narrow_weights_and_caches(weights: str, cache_format: str) -> None:
     """Codes are the reference's; a latent on the edge between two may become either."""
