@@ -8,15 +8,13 @@ The request has ``part``, ``config`` (the content of a ``config.json``), ``devic
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from benchmarks.peers.gpu_work import GpuRow, Target, trained
-from benchmarks.peers.sections import attempt, say
+from benchmarks.peers.sections import attempt, say, serve
 from dsv2.checkpoint.synthetic import synthetic_model, synthetic_weights
 from dsv2.engine.bench import ModelBench, engine_seconds
 from dsv2.engine.sequence import blocks_for
@@ -177,10 +175,5 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], None]] = {
 }
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    request = json.load(sys.stdin)
-    PARTS[request["part"]](request)
-
-
 if __name__ == "__main__":
-    main()
+    serve(PARTS)

@@ -9,14 +9,12 @@ are those of ``gpu_ours.py``, and so is the clock.
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
-from benchmarks.peers.sections import attempt
+from benchmarks.peers.sections import attempt, serve
 from dsv2.kernels.timing import step_seconds
 
 STEPS, PREFILLS, TRAINING_STEPS, GENERATED = 8, 3, 5, (8, 40)
@@ -147,10 +145,5 @@ PARTS: dict[str, Callable[[Mapping[str, Any]], None]] = {
 }
 
 
-def main(arguments: Sequence[str] = ()) -> None:
-    request = json.load(sys.stdin)
-    PARTS[request["part"]](request)
-
-
 if __name__ == "__main__":
-    main()
+    serve(PARTS)

@@ -47,6 +47,12 @@ def attempt(key: str, compute: Callable[[], Mapping[str, Any]]) -> None:
         torch.cuda.empty_cache()
 
 
+def serve(parts: Mapping[str, Callable[[Mapping[str, Any]], None]]) -> None:
+    """In a child: run the part that the request on standard input names."""
+    request = json.load(sys.stdin)
+    parts[request["part"]](request)
+
+
 @dataclass(frozen=True)
 class Section:
     """A part.

@@ -98,25 +98,10 @@ class RaggedBatch:
         return tuple(self.kv_len.tolist()) if self.host_totals is None else self.host_totals
 
     def to(self, device: torch.device | str) -> RaggedBatch:
-        """The same batch on another device; from the host to a GPU as one copy, without waiting."""
-        tensors: dict[str, Tensor] = {
-            field.name: value
+        """The same batch on another device."""
+        moved: dict[str, Any] = {
+            field.name: value.to(device)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
         }
-        place = torch.device(device)
-        if place.type != "cuda" or self.tokens.is_cuda:
-            moved = {name: tensor.to(place) for name, tensor in tensors.items()}
-        else:
-            # Sections begin at multiples of 16 bytes: kernels are compiled for what is aligned so.
-            sizes = [-(-tensor.numel() // 4) * 4 for tensor in tensors.values()]
-            host = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=True)
-            for part, tensor in zip(host.split(sizes), tensors.values(), strict=True):
-                part[: tensor.numel()].copy_(tensor.reshape(-1))
-            parts = host.to(place, non_blocking=True).split(sizes)
-            moved = {
-                name: part[: tensor.numel()].view(tensor.shape)
-                for part, (name, tensor) in zip(parts, tensors.items(), strict=True)
-            }
-        changed: dict[str, Any] = dict(moved)
-        return replace(self, **changed)
+        return replace(self, **moved)

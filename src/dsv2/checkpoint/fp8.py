@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsv2.checkpoint.names import Place, place_of, published_name, published_shapes
 from dsv2.checkpoint.safetensors import DTYPES, ModelLoadError, SafetensorsFile
-from dsv2.checkpoint.weights import locate_files, parameter_shapes
+from dsv2.checkpoint.weights import locate_files, parameter_shapes, read_stacked
 from dsv2.kernels.formats import FP8_BLOCK, BlockTensor, Weight, dequantise
 from dsv2.model.config import FP8_METHOD, ModelConfig
 
@@ -115,30 +115,14 @@ class Fp8Files:
             published_name(Place(parameter, expert))
             for expert in (range(shape[0]) if stacked else (None,))
         ]
-        whole = self._stack(names, stacked)
-        if not is_fp8(parameter, shape):
-            return whole
-        return BlockTensor(whole, self._stack([f"{name}_scale_inv" for name in names], stacked))
+        whole = read_stacked(self._files, names)
+        weight: Weight = whole
+        if is_fp8(parameter, shape):
+            scales = read_stacked(self._files, [f"{name}_scale_inv" for name in names])
+            weight = BlockTensor(whole, scales)
+        return weight if stacked else weight[0]
 
     def fetch_wide(self, parameter: str) -> Tensor:
         """A parameter in bf16 where it is stored in fp8, else as it is stored."""
         weight = self.fetch(parameter)
         return weight if isinstance(weight, Tensor) else dequantise(weight).bfloat16()
-
-    def _stack(self, names: list[str], stacked: bool) -> Tensor:
-        first = self._files[names[0]]
-        shape, dtype = first.entries[names[0]].shape, first.dtype_of(names[0])
-        whole = torch.empty((len(names), *shape), dtype=dtype)
-        for place, name in enumerate(names):
-            self._files[name].read_into(name, whole[place])
-            if not _is_finite(whole[place]):
-                raise ModelLoadError(
-                    f"{self._files[name].path}: tensor {name} holds NaN or infinity"
-                )
-        return whole if stacked else whole[0]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if tensor.dtype == torch.float8_e4m3fn:  # has no infinity, and one NaN of either sign
-        return not bool(((tensor.view(torch.uint8) & 127) == 127).any())
-    return bool(torch.isfinite(tensor).all())

@@ -119,6 +119,8 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether no number is NaN or infinite, in one pass and without a copy."""
     if not tensor.numel():
         return True
+    if tensor.dtype == torch.float8_e4m3fn:  # has no infinity, and one NaN of either sign
+        return not bool(((tensor.view(torch.uint8) & 127) == 127).any())
     # NaN is the extreme of everything it is among.
     return all(math.isfinite(float(extreme)) for extreme in tensor.aminmax())
 

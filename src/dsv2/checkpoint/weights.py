@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,16 +223,24 @@ class PublishedFiles:
             published_name(Place(parameter, expert))
             for expert in (range(shape[0]) if stacked else (None,))
         ]
-        dtype = self._files[names[0]].dtype_of(names[0])
-        whole = fresh(shape, dtype)
-        for expert, name in enumerate(names):
-            target = whole[expert] if stacked else whole
-            self._files[name].read_into(name, target)
-            if not is_finite(target):
-                raise ModelLoadError(
-                    f"{self._files[name].path}: tensor {name} holds NaN or infinity"
-                )
-        return whole
+        whole = read_stacked(self._files, names)
+        return whole if stacked else whole[0]
+
+
+def read_stacked(files: Mapping[str, SafetensorsFile], names: Sequence[str]) -> Tensor:
+    """Tensors of one shape and dtype as ``[len(names), *shape]``.
+
+    Raises:
+        ModelLoadError: one cannot be read, or holds NaN or infinity.
+    """
+    first = files[names[0]]
+    shape = first.entries[names[0]].shape
+    whole = fresh((len(names), *shape), first.dtype_of(names[0]))
+    for place, name in enumerate(names):
+        files[name].read_into(name, whole[place])
+        if not is_finite(whole[place]):
+            raise ModelLoadError(f"{files[name].path}: tensor {name} holds NaN or infinity")
+    return whole
 
 
 def _memory_dtype(dtype: torch.dtype | str, first: tuple[str, SafetensorsFile]) -> torch.dtype:
