@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from dsv2.engine.request import Request, SamplingParams, Structure
 
@@ -168,3 +169,15 @@ def from_wire(message: Submit) -> Request:
         message.id, tuple(message.prompt_ids), SamplingParams(**params), message.priority,
         message.tenant, message.salt,
     )  # fmt: skip
+
+
+def join(first: Tokens, second: Tokens) -> Tokens:
+    """Two outputs of one request as one; the first one's lists are used up."""
+    first.tokens.extend(second.tokens)
+    if first.logprobs is not None and second.logprobs is not None:
+        first.logprobs.extend(second.logprobs)
+    if second.finish_reason is None:
+        return first
+    return replace(
+        first, finish_reason=second.finish_reason, error=second.error, field=second.field
+    )
