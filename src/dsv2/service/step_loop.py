@@ -249,12 +249,11 @@ class StepLoop:
             tokens.append(output.token)
             if output.logprobs is not None:
                 logprobs = [_logprobs(output.logprobs)]
-        connection.put(
-            Tokens(
-                name, tokens, logprobs, reason, output.error, None, output.cached_tokens,
-                None if scored is None else [None if one is None else _logprobs(one) for one in scored],
-            )
-        )  # fmt: skip
+        prompt = None
+        if scored is not None:
+            prompt = [None if one is None else _logprobs(one) for one in scored]
+        error, cached = output.error, output.cached_tokens
+        connection.put(Tokens(name, tokens, logprobs, reason, error, None, cached, prompt))
         if reason is not None:
             del self._live[output.request_id], connection.requests[name]
 
