@@ -279,7 +279,7 @@ class StepLoop:
                 if probes:
                     connection.probe(self._socket)
             except GoneError as error:
-                log.warning("%s: %d requests cancelled", error, len(connection.requests))
+                log.info("%s: %d requests cancelled", error, len(connection.requests))
                 self._forget(connection)
 
     def _forget(self, connection: Connection) -> None:
@@ -303,7 +303,7 @@ def _request(message: Submit, engine_id: str) -> Request:
     try:
         return replace(from_wire(message), id=engine_id)
     except (TypeError, ValueError) as error:
-        raise RequestError("structure", f"cannot be read: {error:.200}") from error
+        raise RequestError("structure", f"cannot be read: {error!s:.200}") from error
 
 
 def _rejected(name: str, field: str | None, error: str) -> Tokens:

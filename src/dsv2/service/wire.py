@@ -148,6 +148,8 @@ def to_wire(request: Request) -> Submit:
         value = getattr(request.params, name)
         if value != getattr(_DEFAULTS, name):
             params[name] = value
+    if "logit_bias" in params:
+        params["logit_bias"] = dict(params["logit_bias"])
     if request.params.structure is not None:
         params["structure"] = [request.params.structure.kind, request.params.structure.text]
     return Submit(
