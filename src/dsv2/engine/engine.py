@@ -189,6 +189,17 @@ class Engine:
         if sequence is not None:
             self._end(sequence)
 
+    def abandon(self) -> list[str]:
+        """After a step that raised: end every request that was in it; their ids.
+
+        What it wrote to the cache is forgotten. Those in line are left there.
+        """
+        self._flight = None
+        sequences = list(self._scheduler.running)
+        for sequence in sequences:
+            self._end(sequence, forget=True)
+        return [sequence.request.id for sequence in sequences]
+
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
         del self._sequences[sequence.request.id]
         self._prompt_logprobs.pop(sequence.request.id, None)

@@ -69,6 +69,7 @@ class LLM:
         threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.
         max_step_tokens: most tokens per step; longer prompts are computed in chunks.
+        max_waiting: most requests in line; None for no bound.
         cache_tokens: tokens that the cache holds for all sequences together; None for what
             ``max_sequences`` of full length need, within the memory that the weights leave.
         cache_dtype: of the latent cache: ``auto``, ``float32``, ``bfloat16``, ``int8``, ``int6``,
@@ -108,6 +109,7 @@ class LLM:
         threads: int | None = None,
         max_sequences: int = 16,
         max_step_tokens: int = 2048,
+        max_waiting: int | None = None,
         cache_tokens: int | None = None,
         cache_dtype: str = "auto",
         prefix_cache: bool = True,
@@ -140,6 +142,7 @@ class LLM:
             BlockPool(blocks),
             max_step_tokens=step_tokens,
             max_sequences=max_sequences,
+            max_waiting=max_waiting,
             prefix_cache=prefix_cache,
             share_answers=not deterministic,
         )

@@ -247,6 +247,7 @@ def prepare(
     cache_dtype: str = "auto",
     cache_tokens: int | None = None,
     max_sequences: int = 1,
+    max_step_tokens: int = 2048,
     threads: int | None = None,
     pull: bool = True,
     hub: str = "huggingface",
@@ -266,6 +267,7 @@ def prepare(
         cache_dtype: as for ``LLM``.
         cache_tokens: as for ``LLM``.
         max_sequences: as for ``LLM``.
+        max_step_tokens: as for ``LLM``.
         threads: that convert; None for one per core.
         pull: whether the network may be used.
         hub: to pull from.
@@ -290,7 +292,7 @@ def prepare(
     def plan_of(config: ModelConfig) -> MemoryPlan:
         return _plan(
             config, place, "auto", None, dtype, cache_dtype, cache_tokens, max_sequences,
-            convert=False, free=free_bytes(place),
+            max_step_tokens, convert=False, free=free_bytes(place),
         )  # fmt: skip
 
     folder = _folder_here(name)
@@ -311,7 +313,7 @@ def prepare(
 
     plan = plan_folder(
         folder, place, dtype=dtype, cache_dtype=cache_dtype, cache_tokens=cache_tokens,
-        max_sequences=max_sequences, convert=False,
+        max_sequences=max_sequences, max_step_tokens=max_step_tokens, convert=False,
     )  # fmt: skip
     if plan.weights in SCHEMES and stored_scheme(folder) is None:
         folder = _converted(folder, plan.weights, threads, tell, say, progress)

@@ -156,7 +156,7 @@ class Pending:
         except StructureError:
             raise
         except Exception as error:  # the library's own: the request's problem, nobody else's
-            raise StructureError(f"the structure cannot be compiled: {error:.500}") from error
+            raise StructureError(f"the structure cannot be compiled: {error!s:.500}") from error
 
     def wait(self, seconds: float) -> None:
         """Wait for it a little."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from dsv2.engine.request import Request, SamplingParams, Structure
 
@@ -147,6 +148,8 @@ def to_wire(request: Request) -> Submit:
         value = getattr(request.params, name)
         if value != getattr(_DEFAULTS, name):
             params[name] = value
+    if "logit_bias" in params:
+        params["logit_bias"] = dict(params["logit_bias"])
     if request.params.structure is not None:
         params["structure"] = [request.params.structure.kind, request.params.structure.text]
     return Submit(
@@ -168,3 +171,15 @@ def from_wire(message: Submit) -> Request:
         message.id, tuple(message.prompt_ids), SamplingParams(**params), message.priority,
         message.tenant, message.salt,
     )  # fmt: skip
+
+
+def join(first: Tokens, second: Tokens) -> Tokens:
+    """Two outputs of one request as one; the first one's lists are used up."""
+    first.tokens.extend(second.tokens)
+    if first.logprobs is not None and second.logprobs is not None:
+        first.logprobs.extend(second.logprobs)
+    if second.finish_reason is None:
+        return first
+    return replace(
+        first, finish_reason=second.finish_reason, error=second.error, field=second.field
+    )

@@ -1,0 +1,334 @@
+"""The API process's side of an engine process: one connection, and a stream for each request."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+from collections.abc import AsyncGenerator, Iterable
+from pathlib import Path
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from dsv2.engine.request import Limits, OverloadedError, Request, RequestError
+from dsv2.service.heartbeat import HANG_SECONDS, SILENT_SECONDS, Pulse
+from dsv2.service.process import MAX_FROM_ENGINE, MAX_TO_ENGINE, addresses
+from dsv2.service.serving import EngineGoneError
+from dsv2.service.wire import (
+    Ask,
+    Batch,
+    Cancel,
+    Stats,
+    Tokens,
+    Welcome,
+    decode_from_engine,
+    encode,
+    join,
+    to_wire,
+)
+
+log = logging.getLogger("dsv2.service.client")
+
+_TICK = 0.2
+"""Seconds between two looks at the engine's pulse."""
+_ASK_AGAIN = 5
+"""Ticks without a welcome after which the engine is asked once more."""
+_MOST_UNSENT = 10_000
+"""Messages that wait for the engine to read them; more than it can ever have under way."""
+
+
+class _Stream:
+    """What came for one request and was not read yet: never more than one item."""
+
+    __slots__ = ("_error", "_item", "_waiter")
+
+    def __init__(self) -> None:
+        self._item: Tokens | None = None
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, output: Tokens) -> None:
+        self._item = output if self._item is None else join(self._item, output)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """End it, once what came before was read."""
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> Tokens:
+        while self._item is None:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        item, self._item = self._item, None
+        return item
+
+
+class EngineClient:
+    """An engine in another process; see :class:`dsv2.service.serving.Engine`.
+
+    It belongs to the event loop that starts it. When the engine process is lost, every open stream
+    ends with an :class:`EngineGoneError`, and the client connects to the next one by itself.
+
+    Args:
+        folder: of the engine's sockets.
+        name: of the engine.
+        hang_after: seconds in one step after which the engine counts as hung.
+        silent_after: seconds without a heartbeat after which it counts as gone. A process that
+            ends is noticed at once.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        name: str = "engine",
+        *,
+        hang_after: float = HANG_SECONDS,
+        silent_after: float = SILENT_SECONDS,
+    ) -> None:
+        self._where = addresses(folder, name)
+        self._hang_after, self._silent_after = hang_after, silent_after
+        self._streams: dict[str, _Stream] = {}
+        self._unsent: list[str] = []
+        self._is_connected = False
+        self._welcome: Welcome | None = None
+        self._ready = asyncio.Event()
+        self._asked = 0
+        self._context: zmq.asyncio.Context | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to connect; the engine need not be there yet."""
+        if self._context is not None:
+            raise RuntimeError("the client has been started before")
+        self._context = zmq.asyncio.Context()
+        self._pulse = Pulse(
+            self._context,
+            self._where.heartbeat,
+            hang_after=self._hang_after,
+            silent_after=self._silent_after,
+        )
+        socket = self._socket = self._context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),  # nothing is kept for an engine that is not there
+            (zmq.SNDHWM, _MOST_UNSENT),
+            (zmq.MAXMSGSIZE, MAX_FROM_ENGINE),
+            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL_MAX, 500),
+        ):
+            socket.setsockopt(option, value)
+        self._monitor = socket.get_monitor_socket(
+            zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+        )
+        socket.connect(self._where.requests)
+        self._tasks = [
+            asyncio.create_task(one) for one in (self._read(), self._follow(), self._watch())
+        ]
+
+    async def close(self) -> None:
+        """Disconnect; open streams end with an :class:`EngineGoneError`."""
+        if self._context is None:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._fail_all("the server is stopping")
+        await self._pulse.close()
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
+        self._context.term()
+
+    async def wait_ready(self, seconds: float | None = None) -> None:
+        """Wait until the engine can be used.
+
+        Raises:
+            EngineGoneError: it is not there after so many seconds.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                await self._ready.wait()
+        except TimeoutError:
+            raise EngineGoneError(f"the engine is not up after {seconds} s") from None
+
+    @property
+    def limits(self) -> Limits:
+        """What the engine can take; of the last one while there is none."""
+        known = self._known
+        return Limits(known.vocab_size, known.max_context, known.max_logprobs)
+
+    @property
+    def description(self) -> str:
+        """What runs where, for people."""
+        return self._known.description
+
+    @property
+    def _known(self) -> Welcome:
+        if self._welcome is None:
+            raise EngineGoneError("the engine is not up yet")
+        return self._welcome
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the engine is connected and its step loop has shown itself of late."""
+        return self._ready.is_set() and self._pulse.trouble is None
+
+    @property
+    def stats(self) -> Stats:
+        """As of the last heartbeat."""
+        return Stats() if self._context is None else self._pulse.stats
+
+    async def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
+        """Submit a request and yield what comes of it; the last item has a ``finish_reason``.
+
+        What comes while the caller is busy is joined to one item. Closing the generator early
+        cancels the request.
+
+        Raises:
+            EngineGoneError: the engine is not there, or was lost before the end.
+            OverloadedError: its line is full.
+            RequestError: the engine's gate refuses the request.
+            ValueError: a stream of this id is open.
+        """
+        if not self._ready.is_set():
+            raise EngineGoneError("the engine is not up")
+        if (trouble := self._pulse.trouble) is not None:
+            raise EngineGoneError(trouble)
+        if request.id in self._streams:
+            raise ValueError(f"request id {request.id!r:.80} is in use")
+        frame = _frame(request)
+        if not self._send(frame):
+            raise OverloadedError("the engine does not take requests just now; try again later")
+        stream = self._streams[request.id] = _Stream()
+        try:
+            ended = False
+            while not ended:
+                item = await stream.take()
+                if item.finish_reason == "rejected":
+                    raise _refusal(item)
+                ended = item.finish_reason is not None
+                yield item
+        finally:
+            # What has ended is not in there any more.
+            if self._streams.get(request.id) is stream:
+                del self._streams[request.id]
+                self._cancel([request.id])
+
+    def _send(self, frame: bytes) -> bool:
+        """Hand a message to the socket; false when it takes none."""
+        try:
+            error = self._socket.send(frame, zmq.NOBLOCK).exception()  # type: ignore[attr-defined]
+        except zmq.ZMQError as closed:
+            error = closed
+        return error is None
+
+    def _cancel(self, ids: Iterable[str]) -> None:
+        """Cancel requests, now or as soon as the socket takes messages."""
+        self._unsent += [one for one in ids if not self._send(encode(Cancel(one)))]
+
+    async def _read(self) -> None:
+        while True:
+            self._take(await self._socket.recv())
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            message = decode_from_engine(frame)
+        except msgspec.MsgspecError:
+            log.exception("the engine sent something that cannot be read")
+            self._give_up("the engine sent something that cannot be read")
+            return
+        if isinstance(message, Batch):
+            streams = self._streams
+            for output in message.outputs:
+                stream = streams.get(output.id)
+                if stream is None:
+                    continue  # it was cancelled meanwhile
+                if output.finish_reason is not None:
+                    del streams[output.id]
+                stream.push(output)
+        elif isinstance(message, Welcome) and self._is_connected:
+            if not self._ready.is_set():
+                log.info("connected to engine process %d: %s", message.pid, message.description)
+            self._welcome = message
+            self._pulse.reset()
+            self._ready.set()
+
+    async def _follow(self) -> None:
+        """Know at once when the engine process comes or goes."""
+        while True:
+            frames = await self._monitor.recv_multipart()
+            (event, _) = struct.unpack("=hi", frames[0])
+            if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._is_connected, self._asked = True, 0
+                self._send(encode(Ask()))
+            elif event == zmq.Event.DISCONNECTED:
+                self._take_rest()
+                self._is_connected = False
+                self._ready.clear()
+                self._unsent.clear()
+                self._fail_all("the engine process has ended")
+
+    def _take_rest(self) -> None:
+        """Take what the engine sent before it went."""
+        while True:
+            future: asyncio.Future[bytes] = self._socket.recv(zmq.NOBLOCK)  # type: ignore[assignment]
+            if future.exception() is not None:
+                return
+            self._take(future.result())
+
+    async def _watch(self) -> None:
+        """End the streams of an engine that hangs, and repeat what could not be sent."""
+        while True:
+            await asyncio.sleep(_TICK)
+            if self._is_connected and not self._ready.is_set():
+                self._asked += 1
+                if self._asked % _ASK_AGAIN == 0:
+                    self._send(encode(Ask()))
+            elif self._streams and (trouble := self._pulse.trouble) is not None:
+                self._give_up(trouble)
+            if self._unsent:
+                unsent, self._unsent = self._unsent, []
+                self._cancel(unsent)
+
+    def _give_up(self, reason: str) -> None:
+        """End all streams, and have the engine drop their requests should it come back."""
+        ids = list(self._streams)
+        self._fail_all(reason)
+        self._cancel(ids)
+
+    def _fail_all(self, reason: str) -> None:
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(EngineGoneError(reason))
+
+
+def _frame(request: Request) -> bytes:
+    """A request as it is sent.
+
+    Raises:
+        RequestError: it cannot be sent at all.
+    """
+    try:
+        frame = encode(to_wire(request))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise RequestError("request", f"cannot be sent: {error!s:.200}") from error
+    if len(frame) > MAX_TO_ENGINE:
+        raise RequestError(
+            "prompt", f"makes a message of {len(frame)} bytes, allowed are {MAX_TO_ENGINE}"
+        )
+    return frame
+
+
+def _refusal(item: Tokens) -> RequestError | OverloadedError:
+    if item.field is None:
+        return OverloadedError(item.error or "the engine is full; try again later")
+    return RequestError(item.field, item.error or "is not allowed")
