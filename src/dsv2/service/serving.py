@@ -106,6 +106,21 @@ class Models:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """How fast somebody may ask; None is no limit.
+
+    Attributes:
+        requests_per_minute: most requests begun in a minute.
+        tokens_per_minute: most tokens of prompts and answers in a minute.
+        max_concurrent: most requests at a time.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrent: int | None = None
+
+
+@dataclass(frozen=True)
 class Caller:
     """Who a request comes from.
 
@@ -116,6 +131,7 @@ class Caller:
         key_id: the API key it came with; None for a session of the site and for the guest.
         models: names the key may use; None for all.
         priority: of its requests in the engine.
+        rates: limits of the key, beside those of the account.
     """
 
     user_id: str
@@ -124,6 +140,7 @@ class Caller:
     key_id: str | None = None
     models: tuple[str, ...] | None = None
     priority: int = 0
+    rates: Rates = Rates()
 
     def may_use(self, model: str) -> bool:
         """Whether the key is for this model."""

@@ -50,7 +50,7 @@ class Store:
             UnavailableError: the database cannot be read now.
             FieldError: a text or a number was looked for that cannot be in it.
         """
-        with _translated(), self.engine.connect() as connection:
+        with translated_errors(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -67,7 +67,7 @@ class Store:
                 connection broke in the commit itself; repeating the block is safe for everything
                 in this package that takes an id or a cause.
         """
-        with _translated(), self.engine.connect() as connection:
+        with translated_errors(), self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
                 yield connection
@@ -78,7 +78,8 @@ class Store:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
+    """Let errors of the database leave the block as the store's own."""
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:

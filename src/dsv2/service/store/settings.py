@@ -25,6 +25,9 @@ class Settings(BaseModel):
         currency: three letters that balances are shown with.
         session_ms: how long a log-in lasts.
         idempotency_ms: how long an answer can be had again by its idempotency key.
+        requests_per_minute: most requests an account may begin in a minute; None for any number.
+        tokens_per_minute: most tokens of an account's prompts and answers in a minute, or None.
+        max_concurrent: most requests of an account at a time, or None.
         argon2_time_cost: passes over the memory for one password.
         argon2_memory_kib: memory for one password.
         argon2_parallelism: lanes for one password.
@@ -37,6 +40,9 @@ class Settings(BaseModel):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     session_ms: int = Field(default=30 * DAY, ge=60_000, le=400 * DAY)
     idempotency_ms: int = Field(default=DAY, ge=60_000, le=30 * DAY)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=10**9)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=10**12)
+    max_concurrent: int | None = Field(default=None, ge=1, le=10**6)
     # The second recommendation of RFC 9106, for machines that serve other things too.
     argon2_time_cost: int = Field(default=3, ge=1, le=100)
     argon2_memory_kib: int = Field(default=65_536, ge=8, le=4_194_304)

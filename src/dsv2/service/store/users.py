@@ -167,9 +167,13 @@ def find_user(db: Connection, email: str) -> User | None:
     return None if row is None else _user(row)
 
 
-def list_users(db: Connection, *, limit: int = 100, offset: int = 0) -> list[User]:
-    """Users in the order in which they came."""
+def list_users(
+    db: Connection, *, search: str = "", limit: int = 100, offset: int = 0
+) -> list[User]:
+    """Users in the order in which they came; with ``search`` those whose address contains it."""
     query = sa.select(users).order_by(users.c.created_at, users.c.id)
+    if search:
+        query = query.where(users.c.email.contains(search.casefold(), autoescape=True))
     query = query.limit(check_integer("limit", limit, least=1, most=1000))
     return [_user(row) for row in db.execute(query.offset(check_integer("offset", offset)))]
 

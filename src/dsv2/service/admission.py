@@ -1,0 +1,227 @@
+"""Limits and money before any work, and what it cost afterwards.
+
+A request passes the limits of its key and its account, then money is held for the most it can
+cost. It ends once, with ``close``: charged for what was noted, or released if nothing was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import anyio.to_thread
+from sqlalchemy import Connection
+
+from dsv2.service.errors import ApiError
+from dsv2.service.rates import Limiter, Passage
+from dsv2.service.serving import Caller, Rates
+from dsv2.service.store import reservations
+from dsv2.service.store.checks import SECOND, new_id, now_ms
+from dsv2.service.store.errors import NotFoundError, StoreError, SuspendedError, UnavailableError
+from dsv2.service.store.outbox import Outbox
+from dsv2.service.store.prices import Usage
+from dsv2.service.store.reservations import Ask
+from dsv2.service.store_errors import api_error_of, unauthorized
+from dsv2.service.writer import Writer
+
+log = logging.getLogger("dsv2.service")
+
+LEASE = 60 * SECOND
+"""How long a reservation outlives the last word of its process."""
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """What is to be settled."""
+
+    request_id: str
+    usage: Usage
+    finish: str
+    now: int
+
+
+class StoreTicket:
+    """A request that was let in; see :class:`dsv2.service.serving.Ticket`."""
+
+    def __init__(self, admission: StoreAdmission, request_id: str, passage: Passage) -> None:
+        self.request_id = request_id
+        self.headers: Mapping[str, str] = MappingProxyType(dict(passage.headers))
+        self._admission, self._passage = admission, passage
+        self._usage = (0, 0, 0)
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def usage(self) -> Usage:
+        """What was noted last."""
+        prompt, cached, completion = self._usage
+        return Usage(prompt, min(cached, prompt), completion)
+
+    def note(self, prompt_tokens: int, cached_tokens: int, completion_tokens: int) -> None:
+        """What has been produced so far, in total. After ``close`` it says nothing any more."""
+        self._usage = (prompt_tokens, cached_tokens, completion_tokens)
+
+    async def close(self, finish: str) -> None:
+        """Charge what was noted, once, and give the rest back.
+
+        Where the database does not take it, the outbox keeps it; where that cannot be written
+        either, this process tries again, and if it dies, the next one settles what was written
+        down last.
+        """
+        if self._closing is None:
+            usage = self.usage
+            self._admission.limiter.leave(
+                self._passage, usage.prompt_tokens + usage.completion_tokens
+            )
+            ended = self._admission.end(self.request_id, usage, finish)
+            self._closing = asyncio.create_task(ended)
+        await asyncio.shield(self._closing)
+
+
+class StoreAdmission:
+    """Admission by the store; see :class:`dsv2.service.serving.Admission`.
+
+    Args:
+        writer: to the store.
+        outbox: for settlements that the database does not take.
+        clock: milliseconds since 1970.
+        limiter: of this process.
+
+    Attributes:
+        owner: this process's name in the store, another one after each start.
+        account_rates: limits of every account, which the keeper reads again and again.
+        open: tickets by request.
+        unsettled: requests that have ended, and neither database nor outbox took it.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        outbox: Outbox,
+        *,
+        clock: Callable[[], int] = now_ms,
+        limiter: Limiter | None = None,
+    ) -> None:
+        self.writer, self.outbox, self.clock = writer, outbox, clock
+        self.limiter = limiter or Limiter()
+        self.owner = new_id("process")
+        self.account_rates = Rates()
+        self.open: dict[str, StoreTicket] = {}
+        self.unsettled: dict[str, _Ending] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def admit(
+        self,
+        caller: Caller,
+        *,
+        request_id: str,
+        model: str,
+        prompt_tokens: int,
+        completion_tokens: int,
+    ) -> StoreTicket:
+        """Let a request in, or say why not; see :class:`dsv2.service.serving.Admission`."""
+        if not caller.may_use(model):
+            raise ApiError(
+                403, f"The API key is not for the model {model!r:.200}", param="model",
+                code="model_not_allowed",
+            )  # fmt: skip
+        limits = {caller.account_id: self.account_rates}
+        if caller.key_id is not None:
+            limits[caller.key_id] = caller.rates
+        passage = self.limiter.enter(limits, prompt_tokens + completion_tokens)
+        ask = Ask(
+            request_id, caller.account_id, caller.key_id, model, prompt_tokens, completion_tokens
+        )
+        try:
+            await self._reserve(ask)
+        except BaseException as error:
+            self.limiter.undo(passage)
+            if isinstance(error, StoreError):
+                raise _refusal(error) from error
+            raise
+        ticket = StoreTicket(self, request_id, passage)
+        self.open[request_id] = ticket
+        return ticket
+
+    async def _reserve(self, ask: Ask) -> None:
+        def reserve(db: Connection) -> None:
+            now = self.clock()
+            reservations.reserve(db, ask, owner=self.owner, now=now, expires_at=now + LEASE)
+
+        reserving = asyncio.ensure_future(self.writer.write(reserve))
+        try:
+            await asyncio.shield(reserving)
+        except asyncio.CancelledError:
+            # It may be held all the same, and nobody would ever close it.
+            self._in_background(self._give_up(reserving, ask.id))
+            raise
+
+    async def _give_up(self, reserving: asyncio.Future[None], request_id: str) -> None:
+        await asyncio.wait([reserving])
+        if reserving.exception() is None:
+            await self.end(request_id, Usage(), "disconnect")
+
+    async def end(self, request_id: str, usage: Usage, finish: str) -> None:
+        """Settle a request for its tokens, or release it if there are none. Never raises."""
+        await self._end(_Ending(request_id, usage, finish, self.clock()))
+        self.open.pop(request_id, None)
+
+    async def end_again(self) -> None:
+        """Try once more what neither the database nor the outbox took."""
+        for request_id in list(self.unsettled):
+            await self._end(self.unsettled.pop(request_id))
+
+    async def _end(self, ending: _Ending) -> None:
+        number, usage = ending.request_id, ending.usage
+        finish, now = ending.finish, ending.now
+
+        def settle(db: Connection) -> None:
+            if usage == Usage():
+                reservations.release(db, number, finish=finish, now=now)
+            else:
+                reservations.settle(db, number, usage, finish=finish, now=now)
+
+        try:
+            try:
+                await self.writer.write(settle)
+            except UnavailableError:
+                await anyio.to_thread.run_sync(
+                    lambda: self.outbox.put(number, usage, finish=finish, now=now)
+                )
+        except NotFoundError:
+            # As after a restore of an older backup: nobody holds money for it any more.
+            log.error("the store does not know request %s, which has ended", number)
+        except Exception as error:
+            self.unsettled[number] = ending
+            log.error("request %s is not settled yet", number, exc_info=error)
+
+    def produced(self) -> dict[str, Usage]:
+        """Tokens of all requests that the store may still take for open."""
+        ended = {number: ending.usage for number, ending in self.unsettled.items()}
+        return ended | {number: ticket.usage for number, ticket in self.open.items()}
+
+    async def drain(self) -> None:
+        """Close what is open, as cut off, and wait for what is being ended."""
+        for ticket in list(self.open.values()):
+            await ticket.close("shutdown")
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _refusal(error: StoreError) -> ApiError:
+    if isinstance(error, SuspendedError):
+        # The key or its user has ended since the request was identified.
+        return unauthorized()
+    if isinstance(error, NotFoundError):
+        if error.kind.startswith("price"):
+            return ApiError(503, f"The model has no price yet: {error}", code="model_not_priced")
+        return unauthorized()
+    return api_error_of(error)

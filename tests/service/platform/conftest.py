@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dsv2.service.office import Office
+from dsv2.service.store import Store, migrations, open_store
+from tests.service.platform.site import Site, add_price
+from tests.service.store.make import cheap_passwords
+
+
+@pytest.fixture(scope="session")
+def shared_memory() -> Iterator[Path]:
+    """A folder for what outlives no test, which need not be synced to a disk."""
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with tempfile.TemporaryDirectory(prefix="dsv2-platform-", dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def empty_database(shared_memory: Path) -> Path:
+    """A database with our tables, one price and cheap passwords."""
+    file = shared_memory / "empty.sqlite"
+    store = open_store(f"sqlite:///{file}")
+    migrations.upgrade(store)
+    cheap_passwords(store)
+    add_price(store)
+    store.close()
+    return file
+
+
+@pytest.fixture
+def folder(shared_memory: Path) -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(dir=shared_memory))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def store(empty_database: Path, folder: Path) -> Iterator[Store]:
+    file = folder / "platform.sqlite"
+    shutil.copy(empty_database, file)
+    store = open_store(f"sqlite:///{file}")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def office(store: Store, folder: Path) -> Office:
+    return Office(store, folder=folder)
+
+
+@pytest.fixture
+def site(office: Office) -> Iterator[Site]:
+    site = Site(office)
+    yield site
+    site.close()
