@@ -73,7 +73,9 @@ def test_engines_are_looked_at_when_somebody_asks() -> None:
     assert 'dsv2_engine_up{model="m"} 1.0' in text
     assert 'dsv2_engine_running{model="m"} 3.0' in text
     assert 'dsv2_engine_generated_tokens_total{model="m"} 40.0' in text
-    assert 'dsv2_http_requests_total{method="POST",route="/v1/chat/completions",status="200"}' in text
+    assert (
+        'dsv2_http_requests_total{method="POST",route="/v1/chat/completions",status="200"}' in text
+    )
     engine.is_healthy, engine.stats = False, Stats(running=0)
     text = metrics.text().decode()
     assert 'dsv2_engine_up{model="m"} 0.0' in text

@@ -14,6 +14,7 @@ from typer.main import get_command
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("dsv2.cli.run:run", "Generate an answer to one prompt."),
     "chat": ("dsv2.cli.chat:chat", "Talk with a model in the terminal."),
+    "serve": ("dsv2.cli.serve:serve", "Serve models through an API, with accounts and a ledger."),
     "info": ("dsv2.cli.info:info", "Parameters, operations and cache bytes of a model."),
     "pull": ("dsv2.cli.models:pull", "Fetch a model from a hub, or resume."),
     "list": ("dsv2.cli.models:list_models", "List the models on this machine."),

@@ -102,7 +102,9 @@ def serve(
         int | None, _option("Of an engine within ten minutes.", "max_restarts")
     ] = None,
     log_level: Annotated[str | None, _option("debug, info, warning or error.", "log_level")] = None,
-    log_format: Annotated[str | None, _option("json or text.", "log_format")] = None,
+    log_format: Annotated[
+        str | None, _option("json, text; auto: text on a terminal.", "log_format")
+    ] = None,
     trace: Annotated[
         bool | None, _option("Traces by OpenTelemetry (extra `otel`).", "trace")
     ] = None,

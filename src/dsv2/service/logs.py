@@ -49,14 +49,16 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
 
     Args:
         level: lowest that is written.
-        form: ``json`` or ``text``.
+        form: ``json``, ``text``, or ``auto`` for text on a terminal and JSON elsewhere.
         stream: where to.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    stream = stream or sys.stderr
+    handler = logging.StreamHandler(stream)
+    is_text = stream.isatty() if form == "auto" else form == "text"
+    handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These repeat what the access log says, or say what nobody asked for.
-    for name in ("uvicorn.access", "httpx", "asyncio", "alembic"):
+    for name in ("uvicorn.access", "uvicorn.error", "httpx", "asyncio", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -100,7 +100,7 @@ class ServeSettings(BaseModel):
         hang_seconds: a step that takes longer counts as a hang: the engine is killed and restarted.
         max_restarts: of an engine within ten minutes, before the server gives up.
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
-        log_format: ``json`` or ``text``.
+        log_format: ``json``, ``text``, or ``auto`` for text on a terminal and JSON elsewhere.
         trace: send traces by OpenTelemetry, as its own environment variables say.
     """
 
@@ -123,7 +123,7 @@ class ServeSettings(BaseModel):
     hang_seconds: float = Field(default=120.0, gt=0)
     max_restarts: int = Field(default=5, ge=0, le=1000)
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    log_format: str = Field(default="json", pattern="^(json|text)$")
+    log_format: str = Field(default="auto", pattern="^(auto|json|text)$")
     trace: bool = False
 
     @property

@@ -1,0 +1,313 @@
+"""``dsv2 serve``: engines, store and application put together, from start to drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from dsv2.checkpoint import resolve
+from dsv2.service.bootstrap import first_admin_key, open_platform
+from dsv2.service.client import EngineClient
+from dsv2.service.drain import Drain
+from dsv2.service.logs import set_up
+from dsv2.service.metrics import Metrics
+from dsv2.service.office import Office, ensure_prices, running
+from dsv2.service.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
+from dsv2.service.serving import Models, ServedModel
+from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
+from dsv2.service.site import make_app, make_operations_app
+from dsv2.service.store.checks import now_ms
+from dsv2.service.supervisor import Patience, Supervisor
+from dsv2.tokenizer import Tokenizer, chat_format
+
+log = logging.getLogger("dsv2.service")
+
+EXIT_FAILED = 1
+"""An engine is gone for good, or a listener cannot be opened."""
+_CLOSING = 2.0
+"""Seconds for answers to write that they were cut off."""
+_BACKLOG = 2048
+"""Connections that wait to be accepted."""
+_KEEP_ALIVE = 75
+"""Seconds that an idle connection is kept: longer than most proxies keep theirs."""
+
+Say = Callable[[str], None]
+
+
+class _Listener(uvicorn.Server):
+    """A listener that leaves signals to :class:`Server`."""
+
+    def install(self, sockets: list[socket.socket]) -> asyncio.Task[None]:
+        """Serve in the background."""
+        return asyncio.create_task(self._serve(sockets))
+
+
+class Server:
+    """One installation in this process.
+
+    Args:
+        settings: of it.
+        say: tells the operator on the terminal what happens.
+
+    Attributes:
+        failure: why an engine is gone for good; None while it is not.
+    """
+
+    def __init__(self, settings: ServeSettings, say: Say) -> None:
+        self.settings, self._say = settings, say
+        self.failure: str | None = None
+        self._stop = asyncio.Event()
+        self._cut = asyncio.Event()
+        self._drain: Drain | None = None
+        self._supervisors: list[Supervisor] = []
+        self._clients: list[EngineClient] = []
+        self._is_up = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self._is_up and not (self._drain is None or self._drain.has_begun)
+
+    def stop(self) -> None:
+        """Begin to drain; at once the second time."""
+        if self._stop.is_set():
+            self._cut.set()
+        self._stop.set()
+
+    async def run(self) -> int:
+        """Serve until stopped; the exit status.
+
+        Raises:
+            SettingsError, StoreError, OSError: something needed cannot be had; the message says
+                what.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        try:
+            async with AsyncExitStack() as stack:
+                return await self._run(stack)
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def _run(self, stack: AsyncExitStack) -> int:
+        settings = self.settings
+        # A port that is taken is said before a model is loaded.
+        listening = _bind(settings.host, settings.port)
+        stack.callback(listening.close)
+        operating = None
+        if settings.operations_port is not None:
+            operating = _bind("127.0.0.1", settings.operations_port)
+            stack.callback(operating.close)
+        store = open_platform(settings)
+        stack.callback(store.close)
+        secret = first_admin_key(store, now=now_ms())
+        office = Office(
+            store, folder=settings.data, secure=settings.secure_cookies,
+            guest=settings.allows_guest,
+        )  # fmt: skip
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv2-")))
+        models = await stack.enter_async_context(self._engines(folder))
+        if models is None:
+            return EXIT_FAILED if self.failure else EXIT_CLEAN
+        ensure_prices(store, models.names, now=now_ms())
+        await stack.enter_async_context(running(office))
+        metrics = Metrics(lambda: models.all)
+        self._drain = Drain(
+            make_app(settings, office, models, metrics, is_ready=lambda: self.is_ready)
+        )
+        listeners = [(self._listener(self._drain), listening)]
+        if operating is not None:
+            app = make_operations_app(models, metrics, is_ready=lambda: self.is_ready)
+            listeners.append((self._listener(app), operating))
+        tasks = [listener.install([place]) for listener, place in listeners]
+        self._is_up = True
+        self._tell(listening, operating, models, secret)
+        await self._stop.wait()
+        clean = await self._drained(self._drain)
+        for listener, _ in listeners:
+            listener.should_exit = True
+        await asyncio.gather(*tasks)
+        if self.failure is not None:
+            return EXIT_FAILED
+        return EXIT_CLEAN if clean else EXIT_UNFINISHED
+
+    @asynccontextmanager
+    async def _engines(self, folder: Path) -> AsyncGenerator[Models | None]:
+        """Engine processes that are ready, one per model; None if the server is to end before."""
+        settings = self.settings
+        patience = Patience(
+            ready=settings.start_seconds, hang=settings.hang_seconds,
+            restarts=settings.max_restarts,
+        )  # fmt: skip
+        try:
+            for number, model in enumerate(settings.models):
+                options = _worker_options(model, settings, folder, f"engine-{number}")
+                supervisor = Supervisor(options, patience=patience, on_failed=self._failed)
+                client = EngineClient(folder, options.name, hang_after=settings.hang_seconds)
+                self._supervisors.append(supervisor)
+                self._clients.append(client)
+                self._say(f"loading {model.name}")
+                await supervisor.start()
+                await client.start()
+            ready = asyncio.gather(*(self._ready(number) for number in range(len(self._clients))))
+            stopped = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if not ready.done():
+                ready.cancel()
+                yield None
+                return
+            if (error := ready.exception()) is not None:
+                self.failure = self.failure or str(error)
+                yield None
+                return
+            yield Models(
+                [
+                    self._served(model, client)
+                    for model, client in zip(settings.models, self._clients, strict=True)
+                ]
+            )
+        finally:
+            for client in self._clients:
+                await client.close()
+            await asyncio.gather(*(one.stop(0.0) for one in self._supervisors))
+
+    async def _ready(self, number: int) -> None:
+        supervisor = self._supervisors[number]
+        watching = asyncio.create_task(self._follow(number))
+        try:
+            await supervisor.wait_ready()
+            await self._clients[number].wait_ready(30.0)
+        finally:
+            watching.cancel()
+
+    async def _follow(self, number: int) -> None:
+        """Tell the operator what is done to a model before it is loaded."""
+        model, last = self.settings.models[number], ""
+        while True:
+            report = self._supervisors[number].progress
+            if report is not None and report.phase == "preparing" and report.text != last:
+                last = report.text
+                if last != model.model:
+                    self._say(f"{model.name}: {last}")
+            await asyncio.sleep(0.2)
+
+    def _served(self, model: ModelSettings, client: EngineClient) -> ServedModel:
+        self._say(f"{model.name}: {client.description}")
+        tokenizer = Tokenizer.from_folder(resolve(model.model))
+        form = chat_format(tokenizer.chat_format_name, tokenizer)
+        return ServedModel(model.name, client, tokenizer, form, model.aliases)
+
+    def _failed(self, reason: str) -> None:
+        self.failure = reason
+        self._say(f"an engine is gone for good: {reason}")
+        self.stop()
+
+    async def _drained(self, drain: Drain) -> bool:
+        """Let answers under way end; whether all of them did."""
+        drain.begin()
+        if drain.open:
+            self._say(f"stopping: {drain.open} requests may take up to "
+                      f"{self.settings.drain_seconds:g} s")  # fmt: skip
+        waiting = asyncio.create_task(
+            drain.wait(0.0 if self.failure else self.settings.drain_seconds)
+        )
+        cut = asyncio.create_task(self._cut.wait())
+        await asyncio.wait((waiting, cut), return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
+        clean = waiting.done() and waiting.result()
+        waiting.cancel()
+        if not clean:
+            # Every open stream ends with an error event.
+            for client in self._clients:
+                await client.close()
+            await drain.wait(_CLOSING)
+        return clean
+
+    def _listener(self, app: ASGIApp) -> _Listener:
+        return _Listener(
+            uvicorn.Config(
+                app, lifespan="off", log_config=None, access_log=False, server_header=False,
+                proxy_headers=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE,
+                timeout_graceful_shutdown=1, ws="none",
+            )
+        )  # fmt: skip
+
+    def _tell(
+        self, listening: socket.socket, operating: socket.socket | None, models: Models,
+        secret: str | None,
+    ) -> None:  # fmt: skip
+        address = _address(listening)
+        self._say(f"serving {', '.join(models.names)} at {address}")
+        if operating is not None:
+            self._say(f"metrics at {_address(operating)}/metrics")
+        if secret is not None:
+            self._say(f"the first administrator's key, shown this once: {secret}")
+        key = secret or "$DSV2_API_KEY"
+        self._say("try it:")
+        self._say(
+            f"  curl -N {address}/v1/chat/completions -H 'Content-Type: application/json' "
+            f'-H "Authorization: Bearer {key}" -d '
+            f'\'{{"model": "{models.names[0]}", "stream": true, "messages": '
+            '[{"role": "user", "content": "What is 17 + 25?"}]}\''
+        )
+
+
+def _worker_options(
+    model: ModelSettings, settings: ServeSettings, folder: Path, name: str
+) -> WorkerOptions:
+    return WorkerOptions(
+        model=model.model, folder=str(folder), name=name, drain_seconds=settings.drain_seconds,
+        max_waiting=settings.max_waiting, device=model.device, dtype=model.dtype,
+        cache_dtype=model.cache_dtype, cache_tokens=model.cache_tokens,
+        max_sequences=model.max_sequences, max_step_tokens=model.max_step_tokens,
+        threads=model.threads, deterministic=model.deterministic, speculate=model.speculate,
+        pull=model.pull, hub=model.hub,
+    )  # fmt: skip
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        SettingsError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise SettingsError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return place
+
+
+def _address(place: socket.socket) -> str:
+    host, port = place.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(settings: ServeSettings) -> int:
+    """Serve until stopped; the exit status: 0 after a clean drain.
+
+    Raises:
+        SettingsError, StoreError, OSError: something needed cannot be had.
+    """
+    set_up(settings.log_level, settings.log_format)
+    return asyncio.run(_run(settings))
+
+
+async def _run(settings: ServeSettings) -> int:
+    return await Server(settings, lambda line: print(line, flush=True)).run()
