@@ -170,7 +170,7 @@ def read_settings(
         SettingsError: naming the first setting that is unknown or not allowed.
     """
     values = {**_read(file), **(given or {})}
-    listed = [_named(model) for model in models] or values.get("models") or [{}]
+    listed = [_named(model) for model in models] or values.get("models", [{}])
     if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
         raise SettingsError("models must be a list of settings, one entry per model")
     values["models"] = [{**one, **(for_models or {})} for one in listed]
