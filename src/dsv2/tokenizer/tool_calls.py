@@ -70,6 +70,7 @@ class CallReader:
     Attributes:
         problem: what is wrong with the first call that is malformed or cut off, else None.
         num_calls: calls that have begun.
+        is_inside: whether calls have begun and not all of them ended.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -80,15 +81,15 @@ class CallReader:
         self._tokenizer = tokenizer
         self.problem: str | None = None
         self.num_calls = 0
-        self._inside = False
+        self.is_inside = False
         self._between: list[int] = []
         self._call: _Call | None = None
 
     def push(self, token: int) -> list[Event]:
         """What a token tells."""
-        if not self._inside:
+        if not self.is_inside:
             if token == self._calls_begin:
-                self._inside = True
+                self.is_inside = True
                 return []
             return [Word(token)]
         if token in (self._call_begin, self._call_end, self._calls_end):
@@ -114,7 +115,7 @@ class CallReader:
                 self._complain("a tool call ends that did not begin")
         if token == self._call_begin:
             self._call = _Call(self._tokenizer)
-        self._inside = token != self._calls_end
+        self.is_inside = token != self._calls_end
         return events
 
     def _close_gap(self) -> list[Event]:
