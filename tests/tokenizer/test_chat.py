@@ -157,3 +157,18 @@ def test_unknown_formats_and_tools(tokenizer: Tokenizer) -> None:
         chat_format("v9", tokenizer)
     with pytest.raises(ChatError, match=r"tools\[0\]"):
         chat_format("v2", tokenizer).render(TALK, tools=[{"x": 1}], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("name", ["v2", "v2.5"])
+def test_an_answer_that_has_begun_is_continued(tokenizer: Tokenizer, name: str) -> None:
+    form = chat_format(name, tokenizer)
+    begun = [*TALK, {"role": "assistant", "content": "See you"}]
+    whole = form.render(begun, add_generation_prompt=False)
+    cut = form.render(begun, add_generation_prompt=False, continue_final=True)
+    assert cut.ids == whole.ids[:-1]
+    assert len(cut.loss_mask) == len(cut.ids)
+    empty = [*TALK, {"role": "assistant", "content": ""}]
+    asked = form.render(TALK, add_generation_prompt=True)
+    assert form.render(empty, add_generation_prompt=False, continue_final=True).ids == asked.ids
+    with pytest.raises(ChatError, match=r"messages\[3\] cannot be continued"):
+        form.render(TALK, add_generation_prompt=False, continue_final=True)

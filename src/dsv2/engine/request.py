@@ -14,11 +14,20 @@ MAX_NAME_CHARS = 256
 
 
 class RequestError(ValueError):
-    """A request is malformed; ``field`` names what is wrong with it."""
+    """A request is malformed.
+
+    Attributes:
+        field: names what is wrong with it.
+        problem: the message without the name.
+    """
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
-        self.field = field
+        self.field, self.problem = field, message
+
+
+class ContextLengthError(RequestError):
+    """Prompt and answer together are longer than the model's context."""
 
 
 class OverloadedError(RuntimeError):
@@ -162,7 +171,7 @@ def validate_params(params: SamplingParams, limits: Limits) -> None:
     """
     _integer("max_tokens", params.max_tokens, 1, 2**31 - 1)
     _integer("min_tokens", params.min_tokens, 0, params.max_tokens)
-    _number("temperature", params.temperature, 0.0, 100.0)
+    _number("temperature", params.temperature, 0.0, 2.0)
     _number("top_p", params.top_p, 0.0, 1.0)
     _integer("top_k", params.top_k, 0, 2**31 - 1)
     _number("min_p", params.min_p, 0.0, 1.0)
@@ -268,9 +277,9 @@ def validate(request: Request, limits: Limits) -> None:
             )
     prompt, answer = len(request.prompt_ids), request.params.max_tokens
     if prompt + answer > limits.max_context:
-        raise RequestError(
+        raise ContextLengthError(
             "max_tokens",
             f"does not fit: this model's maximum context length is {limits.max_context} tokens, "
             f"but {prompt + answer} were asked for ({prompt} in the prompt, {answer} for the "
-            "answer). Please reduce the length of either.",
+            "answer). Please reduce the length of the messages or completion.",
         )

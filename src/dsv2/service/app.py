@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from dsv2.service.deps import Identify, public, signed_in
 from dsv2.service.errors import ApiError
-
-log = logging.getLogger("dsv2.service")
+from dsv2.service.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestContext
+from dsv2.service.openapi import schema_of
 
 _WORDS = {404: "There is no such address", 405: "This address does not take that method"}
 
 
-def create_app(identify: Identify, routers: Iterable[APIRouter]) -> FastAPI:
+def create_app(
+    identify: Identify,
+    routers: Iterable[APIRouter],
+    *,
+    schema_is_public: bool = False,
+    hosts: Collection[str] | None = None,
+    origins: Collection[str] = (),
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> FastAPI:
     """The application.
 
     Args:
         identify: finds the caller of a request; raises :class:`ApiError` 401.
         routers: the routes.
+        schema_is_public: whether ``/openapi.json`` is for everybody, else for who is signed in.
+        hosts: names that this server goes by, without ports; None for any.
+        origins: web sites whose pages may read answers; none by default. Cookies are never allowed.
+        max_body_bytes: of a request.
 
     Raises:
         ValueError: a route does not say who may call it.
     """
     app = FastAPI(title="dsv2", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.identify = identify
-    for router in routers:
+    for router in (*routers, _schema_router(app, is_public=schema_is_public)):
         for route in router.routes:
             if not isinstance(route, APIRoute) or not _is_guarded(route):
                 raise ValueError(f"route {getattr(route, 'path', route)!r} does not say who may")
@@ -41,8 +53,29 @@ def create_app(identify: Identify, routers: Iterable[APIRouter]) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(Exception, _unforeseen)
+    # The one that is added last stands outermost.
+    app.add_middleware(BodyLimit, limit=max_body_bytes)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )  # fmt: skip
+    if hosts is not None:
+        app.add_middleware(HostCheck, allowed=hosts)
+    app.add_middleware(RequestContext)
     return app
+
+
+def _schema_router(app: FastAPI, *, is_public: bool) -> APIRouter:
+    router = APIRouter(dependencies=[Depends(public if is_public else signed_in)])
+
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> JSONResponse:
+        if app.openapi_schema is None:
+            app.openapi_schema = schema_of(app)
+        return JSONResponse(app.openapi_schema)
+
+    return router
 
 
 def answer_of(error: ApiError) -> JSONResponse:
@@ -78,8 +111,3 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     param = ".".join(str(part) for part in path) or None
     status = 422 if kind == "body" and path else 400
     return answer_of(ApiError(status, f"{param or kind}: {first['msg']}", param=param))
-
-
-async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
-    log.error("unforeseen error", exc_info=error)
-    return answer_of(ApiError(500, "The server failed; the request can be sent again"))

@@ -14,6 +14,7 @@ from typing import Any
 
 from dsv2.tokenizer import special
 from dsv2.tokenizer.bpe import Tokenizer
+from dsv2.tokenizer.tool_calls import CallArguments, CallReader, CallStart, Stray, Word
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -56,6 +57,10 @@ class Rendered:
         """Append tokens."""
         self.ids.extend(ids)
         self.loss_mask.extend([learned] * len(ids))
+
+    def drop_end(self) -> None:
+        """Take the last token away."""
+        del self.ids[-1], self.loss_mask[-1]
 
 
 def parse_message(value: Message | Mapping[str, Any], place: int) -> Message:
@@ -115,6 +120,7 @@ class ChatFormat(ABC):
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool,
+        continue_final: bool = False,
     ) -> Rendered:
         """The tokens of a conversation.
 
@@ -122,6 +128,8 @@ class ChatFormat(ABC):
             messages: at least one; roles system, user, assistant, tool.
             tools: functions in OpenAI's form, described to the model in the system message.
             add_generation_prompt: end where the assistant is to speak.
+            continue_final: end within the last message, which is the beginning of the assistant's
+                answer; the model goes on from there.
 
         Raises:
             ChatError: a message or a tool is malformed, or the tokenizer lacks a control token.
@@ -129,9 +137,17 @@ class ChatFormat(ABC):
         if not messages:
             raise ChatError("messages is empty, allowed is at least one message")
         parsed = [parse_message(message, place) for place, message in enumerate(messages)]
+        if continue_final:
+            if parsed[-1].role != "assistant" or parsed[-1].tool_calls:
+                raise ChatError(
+                    f"messages[{len(parsed) - 1}] cannot be continued, only an assistant's words "
+                    "can"
+                )
+            if not parsed[-1].content:  # no word yet: it is for the model to begin
+                parsed, continue_final, add_generation_prompt = parsed[:-1], False, True
         if tools:
             text = tools_text(tools)
-            if parsed[0].role == "system":
+            if parsed and parsed[0].role == "system":
                 parsed[0] = Message("system", f"{parsed[0].content}\n\n{text}")
             else:
                 parsed.insert(0, Message("system", text))
@@ -149,7 +165,10 @@ class ChatFormat(ABC):
                 continue
             self._turn(out, message)
             place += 1
-        if add_generation_prompt and parsed[-1].role != "tool":
+        if continue_final:
+            out.drop_end()  # the end of the turn, which _answer has set
+            return out
+        if add_generation_prompt and (not parsed or parsed[-1].role != "tool"):
             self._open_assistant(out)
         return out
 
@@ -170,36 +189,18 @@ class ChatFormat(ABC):
         Raises:
             ChatError: a call is cut off or malformed.
         """
-        begin = self.tokenizer.special_ids.get(special.CALLS_BEGIN)
-        if begin is None or begin not in ids:
-            return self.tokenizer.decode(ids), ()
-        cut = list(ids).index(begin)
-        calls: list[ToolCall] = []
-        current: list[int] | None = None
-        for number in ids[cut + 1 :]:
-            if number == self.tokenizer.special_ids.get(special.CALL_BEGIN):
-                current = []
-            elif number == self.tokenizer.special_ids.get(special.CALL_END):
-                if current is None:
-                    raise ChatError("a tool call ends that did not begin")
-                calls.append(self._parse_one_call(current))
-                current = None
-            elif current is not None:
-                current.append(number)
-        if current is not None:
-            raise ChatError("a tool call is cut off")
-        return self.tokenizer.decode(ids[:cut]), tuple(calls)
-
-    def _parse_one_call(self, ids: list[int]) -> ToolCall:
-        separator = self.tokenizer.control(special.TOOL_SEP)
-        if separator not in ids:
-            raise ChatError(f"a tool call has no {special.TOOL_SEP}")
-        body = self.tokenizer.decode(ids[ids.index(separator) + 1 :])
-        name, fence, rest = body.partition("\n```json\n")
-        arguments, end, _ = rest.rpartition("\n```")
-        if not fence or not end:
-            raise ChatError(f"a tool call has no JSON block: {body[:80]!r}")
-        return ToolCall(name, arguments)
+        reader = CallReader(self.tokenizer)
+        events = [event for token in ids for event in reader.push(token)] + reader.finish()
+        if reader.problem is not None:
+            raise ChatError(reader.problem)
+        names = {event.index: event.name for event in events if isinstance(event, CallStart)}
+        arguments = dict.fromkeys(names, "")
+        for event in events:
+            if isinstance(event, CallArguments):
+                arguments[event.index] += event.text
+        text = self.tokenizer.decode(event.token for event in events if isinstance(event, Word))
+        text += "".join(event.text for event in events if isinstance(event, Stray))
+        return text, tuple(ToolCall(name, arguments[index]) for index, name in names.items())
 
     def _say(self, out: Rendered, text: str, learned: bool = False) -> None:
         out.add(self.tokenizer.encode(text), learned)

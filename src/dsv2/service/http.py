@@ -1,0 +1,169 @@
+"""What surrounds every request: an id, a log line, the host's name, and the size of its body.
+
+All are plain ASGI. The size of headers is for the server: uvicorn's parsers refuse more than 64 KiB
+(h11: ``--h11-max-incomplete-event-size``), before any of this sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Collection
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dsv2.service.answers import encode
+from dsv2.service.errors import ApiError
+
+log = logging.getLogger("dsv2.service")
+access_log = logging.getLogger("dsv2.service.access")
+
+MAX_BODY_BYTES = 4 << 20
+
+
+async def refuse(error: ApiError, send: Send) -> None:
+    """Send an error as the whole answer."""
+    body = encode(error.body)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class RequestContext:
+    """Gives each request an id, and writes a line about it when it has ended.
+
+    The id is the server's own, in ``x-request-id``; ``openai-processing-ms`` is the time to the
+    answer's first byte. The log has one JSON object per line: method, template of the route,
+    status, milliseconds, request id and account id; never a body, a header or a query.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun, status = time.perf_counter(), 0
+        identity = secrets.token_hex(16)
+        state = scope.setdefault("state", {})
+        state["request_id"] = identity
+
+        async def send_start(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                spent = round((time.perf_counter() - begun) * 1000)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", identity.encode()),
+                    (b"openai-processing-ms", str(spent).encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_start)
+        except Exception as error:
+            log.error("unforeseen error in request %s", identity, exc_info=error)
+            if status:  # too late for another answer: the server cuts the connection
+                raise
+            problem = ApiError(500, "The server failed; the request can be sent again")
+            await refuse(problem, send_start)
+        finally:
+            if access_log.isEnabledFor(logging.INFO):
+                access_log.info("%s", _line(scope, status, begun, identity))
+
+
+def _line(scope: Scope, status: int, begun: float, identity: str) -> str:
+    caller = scope["state"].get("caller")
+    line: dict[str, Any] = {
+        "time": round(time.time(), 3),
+        "method": scope["method"],
+        "route": getattr(scope.get("route"), "path", None),  # a template: no ids, no query
+        "status": status,
+        "ms": round((time.perf_counter() - begun) * 1000, 1),
+        "request_id": identity,
+        "account_id": getattr(caller, "account_id", None),
+    }
+    return json.dumps(line)
+
+
+class HostCheck:
+    """Refuses requests to other names with 421, so that no web page can rebind its own to us.
+
+    Args:
+        app: what is protected.
+        allowed: names without ports, in small letters; an IPv6 address in brackets.
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str]) -> None:
+        self._app, self._allowed = app, frozenset(allowed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application."""
+        if scope["type"] in ("http", "websocket"):
+            host = Headers(scope=scope).get("host", "").lower()
+            name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+            if name not in self._allowed:
+                if scope["type"] == "http":
+                    await refuse(ApiError(421, "This server does not go by that name"), send)
+                return
+        await self._app(scope, receive, send)
+
+
+class BodyLimit:
+    """Refuses bodies that are too large with 413, and compressed ones with 415.
+
+    The length is checked where it is announced and counted where it is not.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As an ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            await refuse(ApiError(415, "A compressed body is not read; send it plain"), send)
+            return
+        length = headers.get("content-length", "0")
+        if not length.isascii() or not length.isdigit() or len(length) > 18:
+            await refuse(ApiError(400, "The content length is no number"), send)
+            return
+        if int(length) > self._limit:
+            await refuse(self._too_large(), send)
+            return
+        seen, has_started = 0, False
+
+        async def count() -> Message:
+            nonlocal seen
+            message = await receive()
+            if message["type"] == "http.request":
+                seen += len(message.get("body", b""))
+                if seen > self._limit:
+                    raise self._too_large()
+            return message
+
+        async def note(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, count, note)
+        except ApiError as error:  # raised above, where no handler of the application's stands
+            if has_started:
+                raise
+            await refuse(error, send)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"The body is larger than {self._limit} bytes")
