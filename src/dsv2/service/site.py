@@ -9,14 +9,16 @@ from starlette.types import ASGIApp
 
 from dsv2.service import desk
 from dsv2.service.app import create_app
+from dsv2.service.inference import Inference
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office
-from dsv2.service.origins import HostCheck
+from dsv2.service.routes import inference_routers
 from dsv2.service.routes.health import health_routes, operations_routes
 from dsv2.service.routes.home import home_routes
 from dsv2.service.routes.platform import platform_routers
 from dsv2.service.serving import Caller, Models
 from dsv2.service.settings import ServeSettings
+from dsv2.service.sse import Patience
 
 
 def make_app(
@@ -27,21 +29,26 @@ def make_app(
     is_ready: Callable[[], bool],
 ) -> ASGIApp:
     """What the public listener serves."""
+    inference = Inference(models, office.admission, Patience(in_line=settings.queue_seconds))
     routers = [
         home_routes(),
         health_routes(models, is_ready),
         operations_routes(models, metrics),
+        *inference_routers(inference),
         *platform_routers(),
     ]
-    app = create_app(office.identify, routers)
+    app = create_app(
+        office.identify, routers, hosts=settings.host_names,
+        max_body_bytes=settings.max_body_bytes,
+    )  # fmt: skip
     desk.install(app, office)
-    return HostCheck(app, settings.host_names or ("*",))
+    return app
 
 
 def make_operations_app(models: Models, metrics: Metrics, is_ready: Callable[[], bool]) -> ASGIApp:
     """What the loopback's own listener serves to whoever is on this machine."""
     routers = [health_routes(models, is_ready), operations_routes(models, metrics)]
-    return HostCheck(create_app(_operator, routers))
+    return create_app(_operator, routers, hosts=ServeSettings().host_names)
 
 
 async def _operator(request: Request) -> Caller:
