@@ -179,9 +179,12 @@ class Server:
                 ]
             )
         finally:
-            for client in self._clients:
-                await client.close()
+            await self._close_clients()
             await asyncio.gather(*(one.stop(0.0) for one in self._supervisors))
+
+    async def _close_clients(self) -> None:
+        while self._clients:
+            await self._clients.pop().close()
 
     async def _ready(self, number: int) -> None:
         supervisor = self._supervisors[number]
@@ -230,8 +233,7 @@ class Server:
         waiting.cancel()
         if not clean:
             # Every open stream ends with an error event.
-            for client in self._clients:
-                await client.close()
+            await self._close_clients()
             await drain.wait(_CLOSING)
         return clean
 

@@ -1,0 +1,248 @@
+"""The server as an operator runs it, and what it survives (faults F25, F27 to F29 and F31)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from dsv2.service.settings import ServeSettings
+from dsv2.service.store import open_store
+from dsv2.service.store.ledger import balance
+from dsv2.service.store.users import find_user
+from dsv2.service.store.verify import verify_books
+from tests.service.running import Running, events, running, until
+
+LONG = {"max_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("server") / "data", "--alias", "gpt-4=pocket") as one:
+        yield one
+
+
+def test_the_printed_curl_line_streams_an_answer(server: Running) -> None:
+    done = subprocess.run(server.curl, shell=True, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[-1] == "data: [DONE]"
+    text = "".join(part["choices"][0]["delta"].get("content", "") for part in _chunks(lines))
+    assert "42" in text
+
+
+def _chunks(lines: list[str]) -> Iterator[dict[str, list[dict[str, dict[str, str]]]]]:
+    import json
+
+    for line in lines[:-1]:
+        yield json.loads(line.removeprefix("data: "))
+
+
+def test_health_readiness_metrics_and_a_token_from_every_model(server: Running) -> None:
+    assert server.client.get("/health").json() == {"status": "ok"}
+    assert server.client.get("/ready").json() == {"status": "ready"}
+    assert server.client.get("/metrics").status_code == 403  # the guest is no administrator
+    key = {"Authorization": f"Bearer {server.key}"}
+    assert server.client.get("/health/generate", headers=key).json() == {"status": "ok"}
+    assert "dsv2_engine_up" in server.client.get("/metrics", headers=key).text
+    assert server.gauge("engine_up") == 1
+    assert httpx.get(server.operations + "/health/generate").json() == {"status": "ok"}
+
+
+def test_a_page_of_another_name_gets_nothing(server: Running) -> None:
+    for place in (server.address, server.operations):
+        answer = httpx.get(place + "/ready", headers={"Host": "evil.example"})
+        assert answer.status_code == 421
+
+
+def test_names_and_aliases(server: Running) -> None:
+    assert server.chat(model="gpt-4").json()["model"] == "pocket"
+    missing = server.chat(model="nothing")
+    assert missing.status_code == 404
+    assert "pocket" in missing.json()["error"]["message"]
+
+
+def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
+    """Fault F25."""
+    before = server.canary()
+    for _ in range(10):
+        with server.streaming(**LONG) as stream:
+            next(stream)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(
+            server.address + "/v1/chat/completions", timeout=0.3,
+            json={"model": "pocket", "messages": [{"role": "user", "content": "x"}], **LONG},
+        )  # fmt: skip
+    server.check_idle()
+    assert server.canary() == before
+    check_books(server.data)
+
+
+def check_books(data: Path) -> None:
+    """Soon no money is held, and all books agree."""
+    store = open_store(ServeSettings(data=data).database_url)
+    try:
+
+        def nothing_held() -> bool:
+            with store.read() as db:
+                held = 0
+                for email in ("guest@localhost", "admin@localhost"):
+                    if (user := find_user(db, email)) is not None:
+                        held += balance(db, user.account_id).held
+                return held == 0
+
+        until(nothing_held, 5.0)
+        with store.read() as db:
+            assert verify_books(db) == []
+    finally:
+        store.close()
+
+
+def test_nothing_else_is_listening(server: Running) -> None:
+    """Fault F56: neither process opens anything but its two ports."""
+    for pid in (server.process.pid, server.engine_pid):
+        inodes = set()
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+        ports = set()
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and fields[9] in inodes:
+                    ports.add(int(fields[1].rpartition(":")[2], 16))
+        ours = {int(place.rpartition(":")[2]) for place in (server.address, server.operations)}
+        assert ports == (ours if pid == server.process.pid else set())
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
+    """Fault F27."""
+    before, first = server.canary(), server.engine_pid
+    with server.streaming(**LONG) as stream:
+        next(stream)
+        next(stream)
+        os.kill(first, signal.SIGKILL)
+        killed = time.monotonic()
+        *_, last = stream
+    assert last["error"]["type"] == "overloaded_error", last
+    until(lambda: server.client.get("/health").status_code == 503, 2.0)
+    assert time.monotonic() - killed < 4
+    assert server.chat().status_code == 503
+    until(lambda: server.client.get("/ready").status_code == 200, 60.0)
+    assert server.engine_pid != first
+    assert server.canary() == before
+    server.check_idle()
+    check_books(server.data)
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_replaced(server: Running) -> None:
+    """Fault F29."""
+    before, first = server.canary(), server.engine_pid
+    os.kill(first, signal.SIGSTOP)
+    until(lambda: server.client.get("/health").status_code == 503, 10.0)
+    until(lambda: server.client.get("/ready").status_code == 200, 60.0)
+    assert server.engine_pid != first
+    assert server.canary() == before
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Fault F28: the engine goes with it, and the next server settles what was open."""
+    with running(tmp_path / "data") as server:
+        before, engine = server.canary(), server.engine_pid
+        with server.streaming(**LONG) as stream:
+            next(stream)
+            server.process.kill()
+            with pytest.raises(httpx.HTTPError):
+                list(stream)
+        until(lambda: not Path(f"/proc/{engine}").exists(), 5.0)
+    with running(tmp_path / "data") as server:
+        assert "shown this once" not in "\n".join(server.said)
+        assert server.canary() == before
+        assert server.stop() == 0
+    # Its reservation runs out a minute after its last sign of life.
+    store = open_store(ServeSettings(data=tmp_path / "data").database_url)
+    with store.read() as db:
+        assert verify_books(db) == []
+    store.close()
+
+
+@pytest.mark.slow
+def test_sigterm_lets_answers_end(tmp_path: Path) -> None:
+    """Fault F31: nothing new begins, what runs ends, and the status says so."""
+    with running(tmp_path / "data") as server:
+        with server.streaming(max_tokens=300, ignore_eos=True) as stream:
+            next(stream)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: server.client.get("/ready").status_code == 503, 5.0)
+            late = httpx.post(server.address + "/v1/chat/completions", json={})
+            assert late.status_code == 503
+            assert late.headers["connection"] == "close"
+            assert late.json()["error"]["code"] == "server_is_stopping"
+            *_, last = stream
+        assert last == "[DONE]"
+        assert server.process.wait(20) == 0
+        check_books(server.data)
+
+
+@pytest.mark.slow
+def test_sigterm_cuts_off_what_does_not_end(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--drain-seconds", "0.5") as server:
+        found: list[object] = []
+
+        def read() -> None:
+            with server.streaming(**LONG) as stream:
+                found.extend(stream)
+
+        readers = [threading.Thread(target=read) for _ in range(5)]
+        for reader in readers:
+            reader.start()
+        until(lambda: server.gauge("engine_running") == 5, 20.0)
+        assert server.stop() == 3
+        for reader in readers:
+            reader.join()
+        assert "[DONE]" not in found
+        assert sum("error" in event for event in found if isinstance(event, dict)) == 5
+        check_books(server.data)
+
+
+@pytest.mark.slow
+def test_an_engine_that_cannot_come_back_ends_the_server(tmp_path: Path) -> None:
+    with running(tmp_path / "data", "--max-restarts", "0") as server:
+        os.kill(server.engine_pid, signal.SIGKILL)
+        assert server.process.wait(20) == 1
+
+
+def test_what_cannot_be_served_is_said_in_one_line(server: Running, tmp_path: Path) -> None:
+    port = server.address.rpartition(":")[2]
+    for arguments, words in (
+        (("--port", port), f"port {port}: Address already in use"),
+        (("--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"), "127.0.0.1"),
+    ):
+        other = Running(tmp_path / "other", *arguments)
+        assert other.process.wait(60) == 2
+        assert words in other.words
+        assert "Traceback" not in other.words
+        other.end()
+
+
+def test_events_end_with_done(server: Running) -> None:
+    body = {"model": "pocket", "messages": [{"role": "user", "content": "Hi"}], "stream": True,
+            "stream_options": {"include_usage": True}, "max_tokens": 4}  # fmt: skip
+    with server.client.stream("POST", "/chat/completions", json=body) as answer:
+        *_, usage, done = events(answer)
+    assert done == "[DONE]"
+    assert usage["usage"]["completion_tokens"] <= 4
+    assert usage["choices"] == []
