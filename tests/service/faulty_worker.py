@@ -33,7 +33,7 @@ def launch(self: Runner, works: Any, *rest: Any) -> Any:
             if asked == "exits":
                 os._exit(9)
             if asked == "dawdles":
-                time.sleep(2.5)
+                time.sleep(1.5)
     return _real_launch(self, works, *rest)
 
 

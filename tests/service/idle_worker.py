@@ -1,4 +1,6 @@
-"""Stands in for an engine process where only its life matters: no model, no torch.
+"""Stands in for an engine process where only its life matters: no model, no torch, up at once.
+
+Each request gets one token, and nothing more until its engine dies.
 
 Its options' ``model`` says what it does: ``serves``, ``ends N`` with that status after it was
 ready, ``fails N`` before it, ``never`` gets ready, ``stubborn`` does not stop, ``chatters`` first.
@@ -15,7 +17,16 @@ import zmq
 
 from dsv2.service.heartbeat import Beats
 from dsv2.service.process import WorkerOptions, addresses
-from dsv2.service.wire import Stats
+from dsv2.service.wire import (
+    Batch,
+    FromEngine,
+    Stats,
+    Submit,
+    Tokens,
+    Welcome,
+    decode_to_engine,
+    encode,
+)
 from dsv2.service.worker import Lifeline, Reports
 
 
@@ -37,16 +48,24 @@ def main() -> None:
         time.sleep(60)
     if act == "chatters":
         os.write(1, b"not a report\n")
+    where = addresses(options.folder, options.name)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with Beats(context, addresses(options.folder, options.name).heartbeat, Loop()):
+    router = context.socket(zmq.ROUTER)
+    router.bind(where.requests)
+    with Beats(context, where.heartbeat, Loop()):
         report("ready")
         if act == "ends":
             time.sleep(0.1)
             os._exit(int(status))
-        if act == "stubborn":
-            time.sleep(60)
-        lifeline.watch(lambda seconds: os._exit(0))
-        time.sleep(60)
+        if act != "stubborn":
+            lifeline.watch(lambda seconds: os._exit(0))
+        while True:
+            identity, frame = router.recv_multipart()
+            message = decode_to_engine(frame)
+            answer: FromEngine = Welcome("nothing", 512, 512, 20, os.getpid())
+            if isinstance(message, Submit):
+                answer = Batch([Tokens(message.id, [5])])
+            router.send_multipart([identity, encode(answer)])
 
 
 if __name__ == "__main__":

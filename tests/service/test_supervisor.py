@@ -3,7 +3,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -14,9 +13,8 @@ import pytest
 
 from dsv2.service.process import WorkerOptions
 from dsv2.service.supervisor import Patience, Supervisor
-from tests.service.workers import socket_folder, until
+from tests.service.workers import IDLE, socket_folder, until
 
-IDLE = (sys.executable, "-m", "tests.service.idle_worker")
 QUICK = Patience(ready=20.0, silent=1.0, restarts=2, first_delay=0.05, longest_delay=0.1)
 
 
@@ -64,7 +62,9 @@ def test_it_starts_and_stops_a_process(folder: str, act: str) -> None:
 
 
 @pytest.mark.parametrize("cause", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_is_killed_or_stopped_is_replaced(folder: str, cause: signal.Signals) -> None:
+def test_a_process_that_is_killed_or_stopped_is_replaced(
+    folder: str, cause: signal.Signals
+) -> None:
     async def run() -> None:
         async with supervised(folder, "serves") as supervisor:
             await supervisor.wait_ready()
