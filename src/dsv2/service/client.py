@@ -120,7 +120,6 @@ class EngineClient:
         socket = self._socket = self._context.socket(zmq.DEALER)
         for option, value in (
             (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),  # nothing is kept for an engine that is not there
             (zmq.SNDHWM, _MOST_UNSENT),
             (zmq.MAXMSGSIZE, MAX_FROM_ENGINE),
             (zmq.RECONNECT_IVL, 50),
@@ -273,8 +272,8 @@ class EngineClient:
                 self._take_rest()
                 self._is_connected = False
                 self._ready.clear()
-                self._unsent.clear()
-                self._fail_all("the engine process has ended")
+                # What the lost one did not read is kept for the next one, and cancelled there.
+                self._give_up("the engine process has ended")
 
     def _take_rest(self) -> None:
         """Take what the engine sent before it went."""
