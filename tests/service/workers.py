@@ -26,6 +26,7 @@ GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 ENDLESS = SamplingParams(max_tokens=480, temperature=0.0, ignore_eos=True)
 WORKER = "dsv2.service.worker"
 FAULTY = "tests.service.faulty_worker"
+IDLE = (sys.executable, "-m", "tests.service.idle_worker")
 _ROOT = Path(__file__).parents[2]
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import zmq
 import zmq.asyncio
+from msgspec.structs import replace
 
 from dsv2.engine.request import Limits, OverloadedError, Request, RequestError
 from dsv2.service.heartbeat import HANG_SECONDS, SILENT_SECONDS, Pulse
@@ -101,7 +102,7 @@ class EngineClient:
         self._is_connected = False
         self._welcome: Welcome | None = None
         self._ready = asyncio.Event()
-        self._asked = 0
+        self._asked = self._count = 0
         self._context: zmq.asyncio.Context | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -119,7 +120,6 @@ class EngineClient:
         socket = self._socket = self._context.socket(zmq.DEALER)
         for option, value in (
             (zmq.LINGER, 0),
-            (zmq.IMMEDIATE, 1),  # nothing is kept for an engine that is not there
             (zmq.SNDHWM, _MOST_UNSENT),
             (zmq.MAXMSGSIZE, MAX_FROM_ENGINE),
             (zmq.RECONNECT_IVL, 50),
@@ -197,18 +197,17 @@ class EngineClient:
             EngineGoneError: the engine is not there, or was lost before the end.
             OverloadedError: its line is full.
             RequestError: the engine's gate refuses the request.
-            ValueError: a stream of this id is open.
         """
         if not self._ready.is_set():
             raise EngineGoneError("the engine is not up")
         if (trouble := self._pulse.trouble) is not None:
             raise EngineGoneError(trouble)
-        if request.id in self._streams:
-            raise ValueError(f"request id {request.id!r:.80} is in use")
-        frame = _frame(request)
-        if not self._send(frame):
+        # An id of our own: what a cancelled request still yields reaches no other one.
+        self._count += 1
+        name = str(self._count)
+        if not self._send(_frame(request, name)):
             raise OverloadedError("the engine does not take requests just now; try again later")
-        stream = self._streams[request.id] = _Stream()
+        stream = self._streams[name] = _Stream()
         try:
             ended = False
             while not ended:
@@ -216,12 +215,11 @@ class EngineClient:
                 if item.finish_reason == "rejected":
                     raise _refusal(item)
                 ended = item.finish_reason is not None
-                yield item
+                yield replace(item, id=request.id)
         finally:
             # What has ended is not in there any more.
-            if self._streams.get(request.id) is stream:
-                del self._streams[request.id]
-                self._cancel([request.id])
+            if self._streams.pop(name, None) is not None:
+                self._cancel([name])
 
     def _send(self, frame: bytes) -> bool:
         """Hand a message to the socket; false when it takes none."""
@@ -274,8 +272,8 @@ class EngineClient:
                 self._take_rest()
                 self._is_connected = False
                 self._ready.clear()
-                self._unsent.clear()
-                self._fail_all("the engine process has ended")
+                # What the lost one did not read is kept for the next one, and cancelled there.
+                self._give_up("the engine process has ended")
 
     def _take_rest(self) -> None:
         """Take what the engine sent before it went."""
@@ -311,14 +309,14 @@ class EngineClient:
             stream.fail(EngineGoneError(reason))
 
 
-def _frame(request: Request) -> bytes:
-    """A request as it is sent.
+def _frame(request: Request, name: str) -> bytes:
+    """A request as it is sent, under a name of the connection's own.
 
     Raises:
         RequestError: it cannot be sent at all.
     """
     try:
-        frame = encode(to_wire(request))
+        frame = encode(replace(to_wire(request), id=name))
     except (TypeError, ValueError, OverflowError) as error:
         raise RequestError("request", f"cannot be sent: {error!s:.200}") from error
     if len(frame) > MAX_TO_ENGINE:
