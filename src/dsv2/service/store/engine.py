@@ -20,7 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool, StaticPool
 
@@ -50,7 +57,7 @@ class Store:
             UnavailableError: the database cannot be read now.
             FieldError: a text or a number was looked for that cannot be in it.
         """
-        with _translated(), self.engine.connect() as connection:
+        with translated_errors(), self.engine.connect() as connection:
             if not self.is_sqlite:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
@@ -67,7 +74,7 @@ class Store:
                 connection broke in the commit itself; repeating the block is safe for everything
                 in this package that takes an id or a cause.
         """
-        with _translated(), self.engine.connect() as connection:
+        with translated_errors(), self.engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
                 yield connection
@@ -78,15 +85,21 @@ class Store:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated_errors() -> Iterator[None]:
+    """Let errors of the database leave the block as the store's own."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", None) or error
         raise UnavailableError(f"the database is not available: {cause}") from error
     except (DataError, UnicodeEncodeError, OverflowError) as error:
         # What nobody can have stored, such as an id with a NUL: each database says it in its way.
         raise FieldError("value", "cannot be stored or looked for") from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise
+        # SQLite's own word for a damaged file.
+        raise UnavailableError(f"the database is not available: {error.orig}") from error
 
 
 def insert(dialect: str, table: sa.Table) -> Any:

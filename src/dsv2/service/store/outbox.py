@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from dsv2.service.store.engine import Store
 from dsv2.service.store.errors import NotFoundError, UnavailableError
@@ -20,6 +27,8 @@ from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Reservation, settle
 
 SUFFIX = ".settle.json"
+
+log = logging.getLogger("dsv2.service")
 
 
 @dataclass(frozen=True)
@@ -65,32 +74,48 @@ class Outbox:
         return len(self._waiting())
 
     def deliver(self, store: Store) -> list[Reservation]:
-        """Settle what waits, and forget what was settled.
+        """Settle what waits, and forget what was settled. Any number may do it at a time.
 
         Returns:
             What was settled. Settlements of requests that the database does not know, as after a
-            restore, stay in the folder under another name, ``*.unknown``.
+            restore, stay in the folder under another name, ``*.unknown``; what cannot be read or
+            is refused for good is logged and stays as ``*.refused``.
 
         Raises:
             UnavailableError: the database still takes nothing; what is left waits on.
         """
         done = []
         for file in self._waiting():
-            content = json.loads(file.read_text(encoding="utf-8"))
-            counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
-            usage = Usage(*(content[name] for name in counts))
-            request_id, finish, now = content["request_id"], content["finish"], content["now"]
             try:
                 with store.write() as db:
-                    done.append(settle(db, request_id, usage, finish=finish, now=now))
+                    done.append(_settle(db, json.loads(file.read_text(encoding="utf-8"))))
+            except UnavailableError:
+                raise
+            except FileNotFoundError:
+                continue  # somebody else was faster
             except NotFoundError:
-                file.rename(file.with_name(file.name + ".unknown"))
-                continue
-            file.unlink()
+                _put_aside(file, ".unknown")
+            except (ValueError, LookupError, TypeError, IntegrityError) as error:
+                log.error("the settlement %s is refused", file, exc_info=error)
+                _put_aside(file, ".refused")
+            else:
+                file.unlink(missing_ok=True)
         return done
 
     def _waiting(self) -> list[Path]:
         return sorted(self.folder.glob("*" + SUFFIX))
+
+
+def _settle(db: Connection, content: Mapping[str, Any]) -> Reservation:
+    counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    usage = Usage(*(content[name] for name in counts))
+    finish, now = content["finish"], content["now"]
+    return settle(db, content["request_id"], usage, finish=finish, now=now)
+
+
+def _put_aside(file: Path, suffix: str) -> None:
+    with suppress(FileNotFoundError):
+        file.rename(file.with_name(file.name + suffix))
 
 
 def settle_durably(
