@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import sqlalchemy as sa
 
 from dsv2.service.store import Store, leases, ledger, reservations
 from dsv2.service.store.ledger import balance
@@ -51,3 +54,29 @@ def test_what_a_process_does_not_know_of_is_released(store: Store) -> None:
             assert reservations.reservation(db, name).state == "open"
         assert balance(db, who.account_id).held == 600
         assert verify_books(db) == []
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_renewing_locks_nothing_out_of_turn(store: Store) -> None:
+    """A reservation that is made meanwhile has its own end, and may be another's to lock."""
+    with store.write() as db:
+        price(db)
+        who = customer(db, paid=1000)
+        reserve(db, who, "r2")
+    made: list[str] = []
+
+    def make(*event: Any) -> None:
+        if event[2].startswith("UPDATE reservations") and not made:
+            made.append("r1")
+            with store.write() as db:
+                reserve(db, who, "r1")
+
+    sa.event.listen(store.engine, "before_cursor_execute", make)
+    try:
+        with store.write() as db:
+            assert leases.renew(db, "process", {}, expires_at=NOW + 5 * LEASE) == {"r2"}
+    finally:
+        sa.event.remove(store.engine, "before_cursor_execute", make)
+    with store.read() as db:
+        ends = [reservations.reservation(db, name).expires_at - NOW for name in ("r1", "r2")]
+    assert ends == [LEASE, 5 * LEASE]

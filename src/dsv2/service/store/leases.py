@@ -46,7 +46,9 @@ def renew(
     own = sa.and_(columns.owner == owner, columns.state == "open")
     query = sa.select(columns.id).where(own).order_by(columns.id).with_for_update()
     open_ids = frozenset(db.execute(query).scalars())
-    db.execute(sa.update(reservations).where(own).values(expires_at=expires_at))
+    # Only these: one that was made since would be locked out of turn.
+    locked = columns.id.in_(open_ids)
+    db.execute(sa.update(reservations).where(locked).values(expires_at=expires_at))
     for request_id in sorted(open_ids & produced.keys()):
         usage = produced[request_id]
         # Counts that arrive late are lower, and must not take back higher ones.
