@@ -107,7 +107,7 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
-def open_store(url: str, *, timeout: float = 30.0, pool_size: int = 10) -> Store:
+def open_store(url: str | URL, *, timeout: float = 30.0, pool_size: int = 10) -> Store:
     """Connect to a database; its tables are made by ``migrations.upgrade``.
 
     Args:

@@ -47,7 +47,9 @@ class Outbox:
         Raises:
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sync_folder(self.folder.parent)
         final = self.folder / (hashlib.sha256(request_id.encode()).hexdigest() + SUFFIX)
         content = {
             "request_id": request_id,
@@ -67,7 +69,7 @@ class Outbox:
                 fresh.rename(final)
         finally:
             fresh.unlink(missing_ok=True)
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def __len__(self) -> int:
         """How many settlements wait."""
@@ -134,7 +136,8 @@ def settle_durably(
         return None
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as ``fsync`` does a file's contents."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
