@@ -36,6 +36,7 @@ from dsv2.service.store.errors import FieldError, StoreError, UnavailableError
 OLDEST_SQLITE = (3, 37, 0)
 """STRICT tables came with it; RETURNING and upserts are older."""
 _WRITES = "dsv2_writes"
+_IDLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -183,6 +184,8 @@ def _postgresql(url: URL, timeout: float, pool_size: int) -> Engine:
     milliseconds = max(1, int(timeout * 1000))
     # A crash of the server must not lose what was answered for, whatever its default says.
     options = f"-c lock_timeout={milliseconds} -c synchronous_commit=on -c timezone=UTC"
+    # A process that stands still in a transaction must not keep an account locked.
+    options += f" -c idle_in_transaction_session_timeout={_IDLE_SECONDS * 1000}"
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
@@ -196,5 +199,10 @@ def _postgresql(url: URL, timeout: float, pool_size: int) -> Engine:
             "options": options,
             "connect_timeout": max(1, int(timeout)),
             "application_name": "dsv2",
+            # A server that is cut off is noticed; otherwise its threads would wait for hours.
+            "keepalives_idle": _IDLE_SECONDS // 2,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": _IDLE_SECONDS * 1000,
         },
     )
