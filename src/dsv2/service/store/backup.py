@@ -65,8 +65,9 @@ def back_up(store: Store, file: Path) -> None:
 def restore(store: Store, file: Path) -> list[str]:
     """Make the database what it was at a backup, whoever uses it meanwhile.
 
-    Requests under way whose reservations the backup does not have can no longer be settled. An
-    older backup is brought to this program's revision.
+    Requests under way whose reservations the backup does not have can no longer be settled. What
+    was forbidden since the backup is allowed again: keys that were revoked, passwords and sessions
+    that were ended. An older backup is brought to this program's revision.
 
     Args:
         store: the database; everything in it is replaced.

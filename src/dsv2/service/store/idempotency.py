@@ -120,6 +120,9 @@ def claim(
 def answer(db: Connection, account_id: str, key: str, *, request_id: str, response: Answer) -> None:
     """Keep an attempt's answer, in the transaction that settles it.
 
+    An attempt that ends without one, as when its client leaves or the answer is too large, is run
+    and paid anew if it is sent again.
+
     Raises:
         ConflictError: the attempt was given up for lost and another has taken over, or the key
             was answered.
