@@ -300,6 +300,25 @@ def test_keys_belong_to_their_account(store: Store) -> None:
             )
 
 
+def test_an_account_has_so_many_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "MAX_KEYS", 3)
+    with store.write() as db:
+        who = customer(db)
+        made = {"account_id": who.account_id, "user_id": who.user_id, "name": "k"}
+        newest, _ = [keys.create_key(db, **made, now=NOW + n)[0] for n in (1, 2)]
+        with pytest.raises(ConflictError, match="has 3 keys"):
+            keys.create_key(db, **made, now=NOW)
+        keys.revoke_key(db, who.account_id, newest.id, actor="u", now=NOW)
+        last, _ = keys.create_key(db, **made, now=NOW + 3)
+        names = [key.id for key in keys.list_keys(db, who.account_id, limit=3)]
+        assert names[0] == last.id
+        assert newest.id not in names
+        [old] = keys.list_keys(db, who.account_id, limit=3, offset=3)
+        assert old.id == newest.id
+        with pytest.raises(FieldError, match="limit"):
+            keys.list_keys(db, who.account_id, limit=4)
+
+
 def test_limits_change_from_the_next_request_on(store: Store) -> None:
     with store.write() as db:
         who = customer(db, limits=KeyLimits(budget=5))
@@ -355,8 +374,9 @@ def test_codes_end(store: Store) -> None:
         codes.revoke_code(db, gone.id, actor="admin", now=NOW)
         assert {one.id for one in codes.list_codes(db)} == {old.id, gone.id}
     for token in (old_token, gone_token, "code-", *INJECTIONS):
-        with pytest.raises(NotFoundError), store.write() as db:
+        with pytest.raises(NotFoundError) as caught, store.write() as db:
             codes.redeem(db, token, who.account_id, actor="u", now=NOW + 1)
+        assert str(caught.value) == "there is no usable redemption code"
 
 
 def test_settings_are_typed_and_remembered(store: Store) -> None:

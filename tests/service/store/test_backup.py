@@ -157,6 +157,16 @@ def test_without_the_programs_of_postgresql_there_is_a_word(
         backup.back_up(store, tmp_path / "a")
 
 
+def test_files_may_have_any_name(sqlite_url: str, tmp_path: Path) -> None:
+    store = open_store(sqlite_url)
+    file = tmp_path / "a?b=c%20#d e.db"
+    backup.back_up(store, file)
+    assert backup.restore(store, file) == []
+    assert os.listdir(tmp_path / "own") == ["store.db"]
+    assert sorted(os.listdir(tmp_path)) == [file.name, "own"]
+    store.close()
+
+
 def test_a_password_is_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "pg_dump"
     program.write_text(

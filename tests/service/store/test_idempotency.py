@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from dsv2.service.store import Store, idempotency, leases
+import pytest
+import sqlalchemy as sa
+
+from dsv2.service.store import Store, idempotency, leases, open_store, reservations
 from dsv2.service.store.errors import ConflictError, FieldError
 from dsv2.service.store.idempotency import Answer, InProgressError, hash_request
 from dsv2.service.store.ledger import balance
@@ -131,3 +134,53 @@ def test_an_answer_has_a_size(store: Store, who: Customer) -> None:
     with pytest.raises(FieldError, match="allowed are 16777216"):
         end(store, who, "r1", huge)
     assert spent(store, who) == 0
+
+
+def test_only_what_a_crash_cut_off_is_given_back(store: Store, who: Customer) -> None:
+    """A client that reads an answer, leaves before its end and asks again pays for both."""
+    begin(store, who, "r1")
+    with store.write() as db:
+        reservations.settle(db, "r1", Usage(10, 0, 5), finish="disconnect", now=NOW)
+    assert begin(store, who, "r2") is None
+    assert spent(store, who) == 200
+    end(store, who, "r2")
+    assert begin(store, who, "r3") == ANSWER
+    assert spent(store, who) == 340
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_key_that_is_dropped_this_moment_is_an_attempt_under_way(
+    store: Store, who: Customer
+) -> None:
+    begin(store, who, "r1")
+    with store.write() as db:
+        reservations.release(db, "r1", finish="abort", now=NOW)
+
+    dropped: list[int] = []
+
+    def drop(*event: Any) -> None:
+        if event[2].startswith("SELECT idempotency_keys") and not dropped:
+            with store.write() as db:
+                dropped.append(idempotency.forget_answers(db, now=NOW + DAY))
+
+    sa.event.listen(store.engine, "before_cursor_execute", drop)
+    try:
+        with pytest.raises(InProgressError):
+            begin(store, who, "r2", now=NOW + DAY - 1)
+    finally:
+        sa.event.remove(store.engine, "before_cursor_execute", drop)
+    assert dropped == [1]
+    assert begin(store, who, "r2") is None
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_claim_under_way_holds_up_no_settlement(store: Store, url: str, who: Customer) -> None:
+    hasty = open_store(url, timeout=0.1)
+    with store.write() as db:
+        reserve(db, who, "r1")
+    options = {"request_hash": HASH, "request_id": "r2", "now": NOW, "expires_at": NOW + DAY}
+    with store.write() as db:
+        idempotency.claim(db, who.account_id, "key", **options)
+        with hasty.write() as other:
+            assert settle(other, "r1").charge == 140
+    hasty.close()

@@ -345,3 +345,39 @@ def test_disagreements_are_found(store: Store) -> None:
             assert sum_of_entries(db) == 3
             undo.rollback()
         assert verify_books(db) == []
+
+
+def test_whatever_was_reserved_can_be_settled(store: Store) -> None:
+    longest = "r" * reservations.MAX_ID
+    with store.write() as db:
+        price(db)
+        who = customer(db, paid=1000)
+        with pytest.raises(FieldError, match="id is"):
+            reserve(db, who, longest + "r")
+        reserve(db, who, longest)
+        assert settle(db, longest).charge == 140
+        assert reservations.refund(db, longest, actor="admin", now=NOW).refunded == 140
+        assert verify_books(db) == []
+
+
+def test_nobody_takes_the_cause_of_a_request(store: Store) -> None:
+    options = {"book": "paid", "amount": 5, "actor": "admin", "now": NOW}
+    with store.write() as db:
+        price(db)
+        who = customer(db, paid=1000)
+        reserve(db, who)
+        for cause in ("charge:r1", "refund:r1"):
+            for move in (ledger.deposit, ledger.withdraw):
+                with pytest.raises(FieldError, match="cause"):
+                    move(db, who.account_id, cause=cause, **options)  # type: ignore[operator]
+        assert settle(db).charge == 140
+
+
+def test_an_account_takes_no_more_than_its_books_can_count(store: Store) -> None:
+    full = models.MAX_ISSUED - 5
+    with store.write() as db:
+        who = customer(db)
+        db.execute(sa.update(models.accounts).values(paid=full, issued=full))
+        with pytest.raises(FieldError, match="amount is 6, the account has room for 5"):
+            deposit(db, who.account_id, "granted", 6)
+        assert deposit(db, who.account_id, "granted", 5)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from dsv2.service.store import Store, leases, models, open_store, reservations
+from dsv2.service.store.engine import translated_errors
 from dsv2.service.store.errors import NotFoundError, UnavailableError
 from dsv2.service.store.ledger import balance
 from dsv2.service.store.outbox import Outbox, settle_durably
@@ -112,6 +115,61 @@ def test_a_settlement_of_an_unknown_request_is_put_aside(
     assert [one.ask.id for one in outbox.deliver(store)] == ["r1"]
     assert len(outbox) == 0
     assert len(list(tmp_path.glob("*.unknown"))) == 1
+
+
+def test_what_cannot_be_settled_holds_up_nothing_else(
+    store: Store, who: Customer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = Outbox(tmp_path)
+    outbox.put("r1", USAGE, finish="stop", now=NOW)
+    [good] = outbox.folder.iterdir()
+    content = json.loads(good.read_text())
+    bad = ("", "[]", "{}", json.dumps(content | {"finish": ""}))
+    for number, text in enumerate(bad):
+        (tmp_path / f"{number}.settle.json").write_text(text)
+    assert [one.ask.id for one in outbox.deliver(store)] == ["r1"]
+    assert len(outbox) == 0
+    assert len(list(tmp_path.glob("*.refused"))) == len(caplog.records) == len(bad)
+    assert_charged_once(store, who)
+
+
+def test_two_may_deliver_at_a_time(
+    store: Store, who: Customer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox, settle = Outbox(tmp_path), reservations.settle
+
+    def settle_second(db: sa.Connection, *arguments: Any, **options: Any) -> Any:
+        ended = settle(db, *arguments, **options)
+        for file in tmp_path.iterdir():
+            file.unlink()  # as the other one does
+        return ended
+
+    for name in ("r1", "lost"):
+        outbox.put(name, USAGE, finish="stop", now=NOW)
+    monkeypatch.setattr("dsv2.service.store.outbox.settle", settle_second)
+    outbox.deliver(store)
+    assert_charged_once(store, who)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_server_that_only_reads_is_unavailable(store: Store, who: Customer) -> None:
+    """As after a failover, before the other server takes writes."""
+    with store.write() as db:
+        db.exec_driver_sql("SET TRANSACTION READ ONLY")
+        with pytest.raises(UnavailableError), translated_errors():
+            reserve(db, who, "r2")
+        db.rollback()
+
+
+def test_a_damaged_database_loses_no_charge(tmp_path: Path, sqlite_url: str) -> None:
+    store = open_store(sqlite_url)
+    file = Path(str(store.engine.url.database))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + bytes(len(whole) - 4096))
+    outbox = Outbox(tmp_path / "outbox")
+    assert settle_now(store, outbox) is None
+    assert len(outbox) == 1
+    store.close()
 
 
 def test_a_full_disk_refuses_requests_and_keeps_the_books(tmp_path: Path, sqlite_url: str) -> None:

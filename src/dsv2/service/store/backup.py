@@ -25,6 +25,7 @@ from dsv2.service.store import migrations
 from dsv2.service.store.engine import Store, open_store
 from dsv2.service.store.errors import SchemaError, StoreError, UnavailableError
 from dsv2.service.store.models import SECRETS, metadata
+from dsv2.service.store.outbox import sync_folder
 from dsv2.service.store.verify import verify_books
 
 LOCK_SECONDS = 30
@@ -56,6 +57,7 @@ def back_up(store: Store, file: Path) -> None:
         with open(fresh, "rb") as written:
             os.fsync(written.fileno())
         fresh.rename(file)
+        sync_folder(file.parent)
     finally:
         fresh.unlink(missing_ok=True)
 
@@ -63,8 +65,9 @@ def back_up(store: Store, file: Path) -> None:
 def restore(store: Store, file: Path) -> list[str]:
     """Make the database what it was at a backup, whoever uses it meanwhile.
 
-    Requests under way whose reservations the backup does not have can no longer be settled. An
-    older backup is brought to this program's revision.
+    Requests under way whose reservations the backup does not have can no longer be settled. What
+    was forbidden since the backup is allowed again: keys that were revoked, passwords and sessions
+    that were ended. An older backup is brought to this program's revision.
 
     Args:
         store: the database; everything in it is replaced.
@@ -121,7 +124,9 @@ def export(store: Store, folder: Path) -> dict[str, int]:
         for table in metadata.sorted_tables:
             hidden = SECRETS.get(table.name, ())
             columns = [column for column in table.columns if column.name not in hidden]
-            found = db.execute(sa.select(*columns).order_by(*table.primary_key)).mappings()
+            # A piece at a time: a table may be larger than the memory.
+            query = sa.select(*columns).order_by(*table.primary_key)
+            found = db.execute(query.execution_options(yield_per=1000)).mappings()
             with open(folder / f"{table.name}.jsonl", "w", encoding="utf-8") as file:
                 rows[table.name] = 0
                 for row in found:
@@ -164,7 +169,9 @@ def _copy(source: str | Path, target: Path) -> None:
 
 def _check_whole(file: Path) -> str | None:
     """Make sure that a file is an undamaged database, and return its revision."""
-    store = open_store(f"sqlite:///{file}", timeout=5, pool_size=1)
+    # Not as a text: a file's name may have a question mark in it.
+    url = URL.create("sqlite", database=str(file))
+    store = open_store(url, timeout=5, pool_size=1)
     try:
         with store.read() as db:
             broken = db.exec_driver_sql("PRAGMA integrity_check(5)").scalars().all()

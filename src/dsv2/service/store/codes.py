@@ -127,7 +127,8 @@ def redeem(db: Connection, token: str, account_id: str, *, actor: str, now: int)
     taken = sa.update(redemption_codes).where(usable).values(uses=columns.uses + 1)
     row = db.execute(taken.returning(columns.id, columns.book, columns.amount)).one_or_none()
     if row is None:
-        raise NotFoundError("usable redemption code", prefix_of(token[:64]))
+        # Not what was typed in: it may be another secret, and messages are logged.
+        raise NotFoundError("usable redemption code")
     once = {"code_id": row.id, "account_id": account_id, "created_at": now}
     new = insert(db.dialect.name, redemptions).values(once)
     new = new.on_conflict_do_nothing(index_elements=["code_id", "account_id"])

@@ -20,7 +20,14 @@ import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DataError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DataError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool, StaticPool
 
@@ -29,6 +36,7 @@ from dsv2.service.store.errors import FieldError, StoreError, UnavailableError
 OLDEST_SQLITE = (3, 37, 0)
 """STRICT tables came with it; RETURNING and upserts are older."""
 _WRITES = "dsv2_writes"
+_IDLE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -82,12 +90,17 @@ def translated_errors() -> Iterator[None]:
     """Let errors of the database leave the block as the store's own."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+    except (OperationalError, InterfaceError, InternalError, PoolTimeoutError) as error:
         cause = getattr(error, "orig", None) or error
         raise UnavailableError(f"the database is not available: {cause}") from error
     except (DataError, UnicodeEncodeError, OverflowError) as error:
         # What nobody can have stored, such as an id with a NUL: each database says it in its way.
         raise FieldError("value", "cannot be stored or looked for") from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise
+        # SQLite's own word for a damaged file.
+        raise UnavailableError(f"the database is not available: {error.orig}") from error
 
 
 def insert(dialect: str, table: sa.Table) -> Any:
@@ -95,7 +108,7 @@ def insert(dialect: str, table: sa.Table) -> Any:
     return (sqlite if dialect == "sqlite" else postgresql).insert(table)
 
 
-def open_store(url: str, *, timeout: float = 30.0, pool_size: int = 10) -> Store:
+def open_store(url: str | URL, *, timeout: float = 30.0, pool_size: int = 10) -> Store:
     """Connect to a database; its tables are made by ``migrations.upgrade``.
 
     Args:
@@ -171,6 +184,8 @@ def _postgresql(url: URL, timeout: float, pool_size: int) -> Engine:
     milliseconds = max(1, int(timeout * 1000))
     # A crash of the server must not lose what was answered for, whatever its default says.
     options = f"-c lock_timeout={milliseconds} -c synchronous_commit=on -c timezone=UTC"
+    # A process that stands still in a transaction must not keep an account locked.
+    options += f" -c idle_in_transaction_session_timeout={_IDLE_SECONDS * 1000}"
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
         hide_parameters=True,
@@ -184,5 +199,10 @@ def _postgresql(url: URL, timeout: float, pool_size: int) -> Engine:
             "options": options,
             "connect_timeout": max(1, int(timeout)),
             "application_name": "dsv2",
+            # A server that is cut off is noticed; otherwise its threads would wait for hours.
+            "keepalives_idle": _IDLE_SECONDS // 2,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": _IDLE_SECONDS * 1000,
         },
     )

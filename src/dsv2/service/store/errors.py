@@ -26,8 +26,8 @@ class FieldError(StoreError):
 class NotFoundError(StoreError):
     """There is no such thing, or it belongs to somebody else."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"there is no {kind} {name!r:.80}")
+    def __init__(self, kind: str, name: str | None = None) -> None:
+        super().__init__(f"there is no {kind}" + ("" if name is None else f" {name!r:.80}"))
         self.kind = kind
 
 

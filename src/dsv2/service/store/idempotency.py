@@ -2,9 +2,10 @@
 
 A key belongs to an account and to one request, known by its hash. It is claimed in the transaction
 that reserves the request's money, and answered in the one that settles it, so the reservation says
-what has become of an attempt: open, it is under way; ended without an answer, a crash has cut it
-off. The next attempt then takes over, and what the lost one has cost is given back: whatever
-happens, an account pays once for a key.
+what has become of an attempt: open, it is under way; ended without an answer, it is lost, and the
+next attempt takes over. If a crash has cut it off, what it has cost is given back: crashes do not
+make an account pay twice. What the client itself has cut off stays paid, or one could read answers
+for nothing by leaving before each one's end.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dsv2.service.store import audit
 from dsv2.service.store.checks import check_integer, check_text
 from dsv2.service.store.engine import insert
 from dsv2.service.store.errors import ConflictError, FieldError
+from dsv2.service.store.leases import RECOVERED
 from dsv2.service.store.models import idempotency_keys, reservations
 from dsv2.service.store.reservations import refund
 
@@ -96,16 +98,19 @@ def claim(
     new = new.on_conflict_do_nothing(index_elements=["account_id", "key"])
     if db.execute(new.returning(columns.key)).scalar_one_or_none() is not None:
         return None
-    known = db.execute(sa.select(idempotency_keys).where(own).with_for_update()).one()
+    known = db.execute(sa.select(idempotency_keys).where(own).with_for_update()).one_or_none()
+    if known is None:
+        raise InProgressError("the idempotency key was dropped this moment; send it again")
     if known.request_hash != request_hash:
         raise ConflictError("the idempotency key was used with another request")
     if known.status is not None:
         return Answer(known.status, known.content_type, known.response)
-    query = sa.select(reservations.c.state).where(reservations.c.id == known.request_id)
-    state = db.execute(query).scalar_one_or_none()
-    if state == "open":
+    query = sa.select(reservations.c.state, reservations.c.finish)
+    query = query.where(reservations.c.id == known.request_id)
+    lost = db.execute(query).one_or_none()
+    if lost is not None and lost.state == "open":
         raise InProgressError("the first request with this idempotency key is under way")
-    if state is not None:
+    if lost is not None and lost.finish == RECOVERED:
         refund(db, known.request_id, actor=audit.SYSTEM, now=now)
     taken = {"request_id": request_id, "created_at": now, "expires_at": expires_at}
     db.execute(sa.update(idempotency_keys).where(own).values(taken))
@@ -114,6 +119,9 @@ def claim(
 
 def answer(db: Connection, account_id: str, key: str, *, request_id: str, response: Answer) -> None:
     """Keep an attempt's answer, in the transaction that settles it.
+
+    An attempt that ends without one, as when its client leaves or the answer is too large, is run
+    and paid anew if it is sent again.
 
     Raises:
         ConflictError: the attempt was given up for lost and another has taken over, or the key

@@ -21,6 +21,7 @@ from dsv2.service.store.checks import check_choice, check_integer, check_text, n
 from dsv2.service.store.errors import (
     AuthenticationError,
     BudgetError,
+    ConflictError,
     FieldError,
     NotFoundError,
     SuspendedError,
@@ -29,6 +30,8 @@ from dsv2.service.store.models import INT, PERIODS, accounts, api_keys, users
 from dsv2.service.store.tokens import hash_token, new_token, prefix_of
 
 MAX_MODELS = 100
+MAX_KEYS = 1000
+"""Most keys of an account that are not revoked."""
 _NOBODY = hash_token("")
 
 # A budget's period begins anew in the statement that first counts something in it. Of many requests
@@ -189,12 +192,16 @@ def create_key(
     Raises:
         FieldError: the name is not allowed.
         NotFoundError: there is no such user in the account.
+        ConflictError: the account has ``MAX_KEYS`` keys.
     """
     check_text("name", name)
     limits = limits or KeyLimits()
     member = sa.and_(users.c.id == user_id, users.c.account_id == account_id)
     if db.execute(sa.select(users.c.id).where(member)).one_or_none() is None:
         raise NotFoundError("user", user_id)
+    live = sa.and_(api_keys.c.account_id == account_id, api_keys.c.revoked_at.is_(None))
+    if db.execute(sa.select(sa.func.count()).where(live)).scalar_one() >= MAX_KEYS:
+        raise ConflictError(f"the account has {MAX_KEYS} keys; revoke one first")
     token = new_token("sk")
     row = {
         "id": new_id("key"),
@@ -227,11 +234,15 @@ def get_key(db: Connection, account_id: str, key_id: str) -> ApiKey:
     return _key(row)
 
 
-def list_keys(db: Connection, account_id: str) -> list[ApiKey]:
-    """All keys of an account, the newest first, revoked ones included."""
-    query = sa.select(api_keys).where(api_keys.c.account_id == account_id)
-    rows = db.execute(query.order_by(api_keys.c.created_at.desc(), api_keys.c.id))
-    return [_key(row) for row in rows]
+def list_keys(
+    db: Connection, account_id: str, *, limit: int = MAX_KEYS, offset: int = 0
+) -> list[ApiKey]:
+    """Keys of an account: first those that are not revoked, each kind with the newest first."""
+    columns = api_keys.c
+    query = sa.select(api_keys).where(columns.account_id == account_id)
+    query = query.order_by(columns.revoked_at.is_not(None), columns.created_at.desc(), columns.id)
+    query = query.limit(check_integer("limit", limit, least=1, most=MAX_KEYS))
+    return [_key(row) for row in db.execute(query.offset(check_integer("offset", offset)))]
 
 
 def change_limits(

@@ -24,14 +24,16 @@ from dsv2.service.store.checks import check_choice, check_integer, check_text, n
 from dsv2.service.store.engine import insert
 from dsv2.service.store.errors import (
     ConflictError,
+    FieldError,
     InsufficientBalanceError,
     NotFoundError,
     SuspendedError,
 )
-from dsv2.service.store.models import BOOKS, STATUSES, accounts, entries, transfers
+from dsv2.service.store.models import BOOKS, MAX_ISSUED, STATUSES, accounts, entries, transfers
 from dsv2.service.store.prices import split
 
 _DEPOSITS = {"granted": "grant", "paid": "top_up"}
+_OF_REQUESTS = ("charge:", "refund:")
 
 # Every request runs these; SQLAlchemy reads a statement that it has seen before much faster.
 _OF = accounts.c.id == sa.bindparam("which")
@@ -59,7 +61,8 @@ _MOVE = (
     .values(**_AFTER, held=_HELD, issued=accounts.c.issued - sa.bindparam("to_issued"))
 )
 _ENTER = sa.insert(entries)
-_GRANTED = sa.select(accounts.c.granted).where(_OF).with_for_update()
+# Not against those who only refer to the account, as every new request does on PostgreSQL.
+_GRANTED = sa.select(accounts.c.granted).where(_OF).with_for_update(key_share=True)
 
 
 @dataclass(frozen=True)
@@ -180,12 +183,17 @@ def deposit(
 
     Raises:
         ConflictError: the cause was used for something else.
+        FieldError: the cause is a request's, or the account has no room for so much.
         NotFoundError: there is no such account.
     """
     check_choice("book", book, tuple(_DEPOSITS))
     check_integer("amount", amount, least=1)
+    _check_cause(cause)
     kind = _DEPOSITS[book]
-    balance(db, account_id)  # is it there?
+    found = balance(db, account_id)
+    room = MAX_ISSUED - found.total - found.spent
+    if amount > room:
+        raise FieldError("amount", f"is {amount}, the account has room for {room}")
     moves = {book: amount, "issued": -amount}
     moved = post(db, account_id, kind, moves, cause=cause, actor=actor, memo=memo, now=now)
     if moved:
@@ -212,10 +220,12 @@ def withdraw(
     Raises:
         InsufficientBalanceError: the book has not so much, or requests under way hold it.
         ConflictError: the cause was used for something else.
+        FieldError: the cause is a request's.
         NotFoundError: there is no such account.
     """
     check_choice("book", book, tuple(_DEPOSITS))
     check_integer("amount", amount, least=1)
+    _check_cause(cause)
     balance(db, account_id)  # is it there?
     moves = {book: -amount, "issued": amount}
     moved = post(db, account_id, "withdraw", moves, cause=cause, actor=actor, memo=memo, now=now)
@@ -225,6 +235,14 @@ def withdraw(
             db, actor=actor, action="account.withdraw", subject=account_id, detail=detail, now=now
         )
     return moved
+
+
+def _check_cause(cause: str) -> None:
+    # The request could never be charged, and what it holds never be let go.
+    if check_text("cause", cause).startswith(_OF_REQUESTS):
+        raise FieldError(
+            "cause", f"is {cause!r:.60}, but {' and '.join(_OF_REQUESTS)} are requests"
+        )
 
 
 def hold(db: Connection, account_id: str, amount: int) -> None:

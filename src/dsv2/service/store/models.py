@@ -53,6 +53,8 @@ STATUSES = ("active", "suspended")
 PERIODS = ("total", "day", "month")
 STATES = ("open", "settled", "released")
 TRANSFER_KINDS = ("grant", "top_up", "withdraw", "charge", "refund")
+MAX_ISSUED = 10**18
+"""Most micro-units that an account is ever given: its books can always be added up in 64 bits."""
 
 
 def _text(name: str, *rest: Any, **options: Any) -> Column[str]:
@@ -92,7 +94,7 @@ accounts = _table(
     ),
     CheckConstraint("granted + paid >= held", name="holds_covered"),
     CheckConstraint("granted + paid + spent = issued", name="books_balance"),
-    CheckConstraint("issued <= 1000000000000000000", name="issued_bounded"),
+    CheckConstraint(f"issued <= {MAX_ISSUED}", name="issued_bounded"),
 )
 
 users = _table(

@@ -9,10 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from dsv2.service.store.engine import Store
 from dsv2.service.store.errors import NotFoundError, UnavailableError
@@ -20,6 +27,8 @@ from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Reservation, settle
 
 SUFFIX = ".settle.json"
+
+log = logging.getLogger("dsv2.service")
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,9 @@ class Outbox:
         Raises:
             OSError: the folder cannot be written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            sync_folder(self.folder.parent)
         final = self.folder / (hashlib.sha256(request_id.encode()).hexdigest() + SUFFIX)
         content = {
             "request_id": request_id,
@@ -58,39 +69,55 @@ class Outbox:
                 fresh.rename(final)
         finally:
             fresh.unlink(missing_ok=True)
-        _sync(self.folder)
+        sync_folder(self.folder)
 
     def __len__(self) -> int:
         """How many settlements wait."""
         return len(self._waiting())
 
     def deliver(self, store: Store) -> list[Reservation]:
-        """Settle what waits, and forget what was settled.
+        """Settle what waits, and forget what was settled. Any number may do it at a time.
 
         Returns:
             What was settled. Settlements of requests that the database does not know, as after a
-            restore, stay in the folder under another name, ``*.unknown``.
+            restore, stay in the folder under another name, ``*.unknown``; what cannot be read or
+            is refused for good is logged and stays as ``*.refused``.
 
         Raises:
             UnavailableError: the database still takes nothing; what is left waits on.
         """
         done = []
         for file in self._waiting():
-            content = json.loads(file.read_text(encoding="utf-8"))
-            counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
-            usage = Usage(*(content[name] for name in counts))
-            request_id, finish, now = content["request_id"], content["finish"], content["now"]
             try:
                 with store.write() as db:
-                    done.append(settle(db, request_id, usage, finish=finish, now=now))
+                    done.append(_settle(db, json.loads(file.read_text(encoding="utf-8"))))
+            except UnavailableError:
+                raise
+            except FileNotFoundError:
+                continue  # somebody else was faster
             except NotFoundError:
-                file.rename(file.with_name(file.name + ".unknown"))
-                continue
-            file.unlink()
+                _put_aside(file, ".unknown")
+            except (ValueError, LookupError, TypeError, IntegrityError) as error:
+                log.error("the settlement %s is refused", file, exc_info=error)
+                _put_aside(file, ".refused")
+            else:
+                file.unlink(missing_ok=True)
         return done
 
     def _waiting(self) -> list[Path]:
         return sorted(self.folder.glob("*" + SUFFIX))
+
+
+def _settle(db: Connection, content: Mapping[str, Any]) -> Reservation:
+    counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
+    usage = Usage(*(content[name] for name in counts))
+    finish, now = content["finish"], content["now"]
+    return settle(db, content["request_id"], usage, finish=finish, now=now)
+
+
+def _put_aside(file: Path, suffix: str) -> None:
+    with suppress(FileNotFoundError):
+        file.rename(file.with_name(file.name + suffix))
 
 
 def settle_durably(
@@ -109,7 +136,8 @@ def settle_durably(
         return None
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as ``fsync`` does a file's contents."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -17,12 +17,15 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from dsv2.service.store import keys, ledger
-from dsv2.service.store.checks import check_text
+from dsv2.service.store.checks import MAX_NAME, check_text
 from dsv2.service.store.engine import insert
 from dsv2.service.store.errors import ConflictError, NotFoundError
 from dsv2.service.store.models import accounts, api_keys, prices, reservations
 from dsv2.service.store.prices import Price, Usage, cost, price_of, worst_cost
 from dsv2.service.store.usage import add_to_day, day_of
+
+MAX_ID = MAX_NAME - len("charge:")
+"""Most characters of a request's id: the causes of its transfers have room for it."""
 
 # Every request runs these; SQLAlchemy reads a statement that it has seen before much faster.
 _LATEST = (
@@ -63,7 +66,7 @@ class Ask:
     """What must be known of a request before it may begin.
 
     Attributes:
-        id: made by the server, unique for ever.
+        id: made by the server, unique for ever, up to ``MAX_ID`` characters.
         account_id: who pays.
         key_id: the key it came with, whose budget counts too; None without one.
         model: whose price holds, as it is at this moment.
@@ -134,7 +137,7 @@ def reserve(db: Connection, ask: Ask, *, owner: str, now: int, expires_at: int) 
         NotFoundError: there is no such account or key, or the model has no price.
         ConflictError: the id was used for another request.
     """
-    check_text("id", ask.id)
+    check_text("id", ask.id, most=MAX_ID)
     check_text("model", ask.model)
     asked = {"account": ask.account_id, "key": ask.key_id, "model": ask.model}
     found = db.execute(_CONDITIONS, asked).one_or_none()

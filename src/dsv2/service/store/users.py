@@ -65,6 +65,7 @@ def normal_email(email: str) -> str:
     """
     check_text("email", email, most=MAX_EMAIL)
     plain = unicodedata.normalize("NFKC", email).strip().casefold()
+    plain = unicodedata.normalize("NFKC", plain)  # small letters may join with what follows
     if not _EMAIL.fullmatch(plain) or not plain.isprintable() or len(plain) > MAX_EMAIL:
         raise FieldError("email", "is no e-mail address")
     return plain
@@ -197,18 +198,20 @@ def log_in(store: Store, email: str, password: str, *, now: int) -> tuple[User, 
         settings = load_settings(db)
         row = db.execute(sa.select(users).where(users.c.email == plain)).one_or_none()
     hasher = _hasher(settings)
-    known = None if row is None else row.password_hash
-    matches = _verify(hasher, known, password)
+    matches = _verify(hasher, None if row is None else row.password_hash, password)
     if row is None or not matches:
         raise AuthenticationError("unknown address or wrong password")
     fresh = hasher.hash(password) if hasher.check_needs_rehash(row.password_hash) else None
     with store.write() as db:
-        if get_user(db, row.id).status != "active":
+        # Whoever suspends the user or changes the password now waits, and ends this session too.
+        query = sa.select(users).where(users.c.id == row.id).with_for_update(key_share=True)
+        known = db.execute(query).one()
+        if known.status != "active":
             raise AuthenticationError(f"user {row.id} is suspended")
+        if known.password_changed_at != row.password_changed_at:
+            raise AuthenticationError(f"the password of user {row.id} was changed meanwhile")
         if fresh is not None:
-            # Only the hash that was verified is replaced, not one of a password set meanwhile.
-            same = sa.and_(users.c.id == row.id, users.c.password_hash == row.password_hash)
-            db.execute(sa.update(users).where(same).values(password_hash=fresh))
+            db.execute(sa.update(users).where(users.c.id == row.id).values(password_hash=fresh))
         token = open_session(db, row.id, now=now, expires_at=now + settings.session_ms)
     return _user(row), token
 
@@ -287,9 +290,10 @@ def set_role(db: Connection, user_id: str, role: str, *, actor: str, now: int) -
 def set_status(db: Connection, user_id: str, status: str, *, actor: str, now: int) -> User:
     """Suspend somebody, which ends their sessions and stops their keys; or let them in again."""
     check_choice("status", status, STATUSES)
+    user = _change(db, user_id, "status", status, actor, now)
     if status != "active":
         close_sessions(db, user_id)
-    return _change(db, user_id, "status", status, actor, now)
+    return user
 
 
 def _change(db: Connection, user_id: str, column: str, value: str, actor: str, now: int) -> User:
@@ -304,7 +308,8 @@ def _change(db: Connection, user_id: str, column: str, value: str, actor: str, n
 def _hasher(settings: Settings) -> PasswordHasher:
     return PasswordHasher(
         time_cost=settings.argon2_time_cost,
-        memory_cost=settings.argon2_memory_kib,
+        # Each lane needs some; with less, nobody could log in to change the settings back.
+        memory_cost=max(settings.argon2_memory_kib, 8 * settings.argon2_parallelism),
         parallelism=settings.argon2_parallelism,
     )
 
