@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tokenizer": ("dsv2.cli.tokenizer:tokenizer", "Train a tokenizer, or use one."),
     "prepare": ("dsv2.cli.prepare:prepare", "Turn text into token shards."),
     "train": ("dsv2.cli.train:train", "Run a training recipe, or resume it."),
+    "admin": ("dsv2.cli.admin:admin", "Users, keys, money and database of the API platform."),
     "plot": ("dsv2.cli.plot:plot", "Draw the curves of a training run."),
 }
 """Each command's home, a function or a Typer app, and the line that ``--help`` shows."""

@@ -41,13 +41,20 @@ def folder(shared_memory: Path) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.fixture
-def store(empty_database: Path, folder: Path) -> Iterator[Store]:
-    file = folder / "platform.sqlite"
-    shutil.copy(empty_database, file)
-    store = open_store(f"sqlite:///{file}")
+@pytest.fixture(scope="session")
+def _opened(shared_memory: Path) -> Iterator[Store]:
+    # One for all tests: an engine learns SQLAlchemy's statements once.
+    store = open_store(f"sqlite:///{shared_memory / 'platform.sqlite'}")
     yield store
     store.close()
+
+
+@pytest.fixture
+def store(_opened: Store, empty_database: Path) -> Store:
+    """A store with nothing in it but a price."""
+    _opened.close()  # its connections; it opens others when it is used
+    shutil.copy(empty_database, str(_opened.engine.url.database))
+    return _opened
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -56,10 +56,15 @@ def emails(store: Store) -> set[str]:
 
 
 @pytest.fixture
-def commits(store: Store) -> list[str]:
+def commits(store: Store) -> Iterator[list[str]]:
     seen: list[str] = []
-    sa.event.listen(store.engine, "commit", lambda connection: seen.append("commit"))
-    return seen
+
+    def note(connection: Connection) -> None:
+        seen.append("commit")
+
+    sa.event.listen(store.engine, "commit", note)
+    yield seen
+    sa.event.remove(store.engine, "commit", note)
 
 
 def test_what_waits_is_committed_together(store: Store, commits: list[str]) -> None:
