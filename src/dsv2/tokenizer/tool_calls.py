@@ -175,12 +175,10 @@ class _Call:
         return self._take(self._decoder.push(token))
 
     def finish(self) -> tuple[str | None, str]:
-        """What was held back: text behind the closing fence is dropped, its absence noted."""
+        """What is left; the closing fence, or what came of it, and text behind it are dropped."""
         name, arguments = self._take(self._decoder.finish())
-        if not self.has_begun:
-            return None, ""
         self.is_closed = self._held.startswith(_CLOSE)
-        return name, arguments + ("" if self.is_closed else self._held)
+        return name, arguments
 
     def _take(self, text: str) -> tuple[str | None, str]:
         if self.has_begun:
