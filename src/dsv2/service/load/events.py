@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 MAX_LINE_BYTES = 4 << 20
@@ -98,13 +100,12 @@ class Chunk(msgspec.Struct):
 
     choices: list[_Choice] = []
     usage: Usage | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
     @property
     def failure(self) -> str | None:
         """What the server says went wrong in mid-stream."""
-        is_null = self.error is None or bytes(self.error) == b"null"
-        return None if is_null or self.error is None else error_message(bytes(self.error))
+        return None if self.error is None else error_message(msgspec.json.encode(self.error))
 
 
 _decode_chunk = msgspec.json.Decoder(Chunk).decode

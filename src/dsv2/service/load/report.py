@@ -106,7 +106,7 @@ def make_report(run: Run) -> Report:
     outputs = sum(record.completion_tokens for record in whole)
     chunks = sum(len(record.times) for record in whole)
     failed = [record for record in run.records if record.failure is not None]
-    late = (record.started - record.due for record in run.records)
+    late = (max(0.0, record.started - record.due) for record in run.records)
     return Report(
         requests=len(run.records),
         successful=len(whole),
