@@ -11,8 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-Step = float | bytes | None
-"""Seconds to wait, bytes to send, or None to hang up."""
+
+@dataclass(frozen=True)
+class Until:
+    """Wait until so many streams have been asked for in all."""
+
+    streams: int
+
+
+Step = float | bytes | Until | None
+"""Seconds to wait, bytes to send, streams to wait for, or None to hang up."""
 
 
 @dataclass(frozen=True)
@@ -153,34 +161,36 @@ class FakeServer:
         else:
             script = self._script(self._streams, seen)
             self._streams += 1
-        return await _play(script, writer)
+        return await self._play(script, writer)
+
+    async def _play(self, script: Script, writer: asyncio.StreamWriter) -> bool:
+        if script.status is not None:
+            head = f"HTTP/1.1 {script.status} Whatever\r\nContent-Type: {script.kind}\r\n"
+            head += "".join(f"{name}: {value}\r\n" for name, value in script.headers.items())
+            if script.is_chunked:
+                head += "Transfer-Encoding: chunked\r\n"
+            elif not any(step is None for step in script.steps):
+                size = sum(len(step) for step in script.steps if isinstance(step, bytes))
+                head += f"Content-Length: {size}\r\n"
+            writer.write(head.encode() + b"\r\n")
+        for step in script.steps:
+            if step is None:
+                await writer.drain()
+                return False
+            if isinstance(step, Until):
+                while self._streams < step.streams:
+                    await asyncio.sleep(0.002)
+            elif isinstance(step, bytes):
+                writer.write(b"%x\r\n%b\r\n" % (len(step), step) if script.is_chunked else step)
+                await writer.drain()
+            else:
+                await asyncio.sleep(step)
+        if script.is_chunked:
+            writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
 
 
 def _listing(names: Sequence[str]) -> Script:
     body = json.dumps({"object": "list", "data": [{"id": name} for name in names]}).encode()
     return Script((body,), 200, "application/json", is_chunked=False)
-
-
-async def _play(script: Script, writer: asyncio.StreamWriter) -> bool:
-    if script.status is not None:
-        head = f"HTTP/1.1 {script.status} Whatever\r\nContent-Type: {script.kind}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in script.headers.items())
-        if script.is_chunked:
-            head += "Transfer-Encoding: chunked\r\n"
-        elif not any(step is None for step in script.steps):
-            size = sum(len(step) for step in script.steps if isinstance(step, bytes))
-            head += f"Content-Length: {size}\r\n"
-        writer.write(head.encode() + b"\r\n")
-    for step in script.steps:
-        if step is None:
-            await writer.drain()
-            return False
-        if isinstance(step, bytes):
-            writer.write(b"%x\r\n%b\r\n" % (len(step), step) if script.is_chunked else step)
-            await writer.drain()
-        else:
-            await asyncio.sleep(step)
-    if script.is_chunked:
-        writer.write(b"0\r\n\r\n")
-    await writer.drain()
-    return True
