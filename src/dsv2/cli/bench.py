@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from dsv2.cli.bench_serve import serve
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 bench = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Measure speed and memory on this machine."
 )
+bench.command()(serve)
 
 Model = Annotated[
     str, typer.Argument(help="A folder, pocket or a pulled model; with --random any release.")
