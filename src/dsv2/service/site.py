@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import Request
+from fastapi import FastAPI, Request
 from starlette.types import ASGIApp
 
 from dsv2.service import desk
@@ -27,7 +27,7 @@ def make_app(
     models: Models,
     metrics: Metrics,
     is_ready: Callable[[], bool],
-) -> ASGIApp:
+) -> FastAPI:
     """What the public listener serves."""
     inference = Inference(models, office.admission, Patience(in_line=settings.queue_seconds))
     routers = [

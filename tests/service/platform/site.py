@@ -14,9 +14,15 @@ from sqlalchemy import Connection
 from dsv2.service.app import create_app
 from dsv2.service.desk import install
 from dsv2.service.office import Office
+from dsv2.service.metrics import Metrics
 from dsv2.service.routes.platform import platform_routers
+from dsv2.service.serving import Models, ServedModel
+from dsv2.service.settings import ServeSettings
+from dsv2.service.site import make_app as make_public_app
 from dsv2.service.store import Store, keys, ledger, users
 from dsv2.service.store.settings import load_settings
+from dsv2.tokenizer import chat_format
+from tests.service.fakes import FakeEngine, pocket_tokenizer, words
 from tests.service.store.make import price
 
 ORIGIN = "http://localhost:8000"
@@ -25,10 +31,20 @@ T = TypeVar("T")
 
 
 def make_app(office: Office) -> FastAPI:
-    """The application whose routes are tested; further routers are added here."""
+    """The platform's part of the application."""
     app = create_app(office.identify, platform_routers())
     install(app, office)
     return app
+
+
+def make_whole_app(office: Office) -> FastAPI:
+    """What ``dsv2 serve`` answers with, over an engine that follows a script."""
+    tokenizer = pocket_tokenizer()
+    engine = FakeEngine(words(tokenizer, "yes"))
+    model = ServedModel("tiny", engine, tokenizer, chat_format("v2.5", tokenizer))
+    models = Models([model])
+    settings = ServeSettings(allowed_hosts=("*",))
+    return make_public_app(settings, office, models, Metrics(lambda: models.all), lambda: True)
 
 
 @dataclass(frozen=True)

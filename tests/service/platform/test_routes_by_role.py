@@ -22,7 +22,7 @@ from dsv2.service.office import Office
 from dsv2.service.store import codes, open_store, reservations
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Ask
-from tests.service.platform.site import ORIGIN, PASSWORD, Person, Site, add_person, make_app
+from tests.service.platform.site import ORIGIN, PASSWORD, Person, Site, add_person, make_whole_app
 
 TABLE = Path(__file__).with_name("routes_by_role.txt")
 HEAD = """\
@@ -34,7 +34,13 @@ ROLES = (
     "session", "other-session", "admin-session", "guest",
 )  # fmt: skip
 
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+COMPLETION = {"model": "tiny", "prompt": "x", "max_tokens": 4}
 BODIES: dict[str, Any] = {
+    **{f"POST {base}/chat/completions": CHAT for base in ("", "/v1", "/beta")},
+    **{f"POST {base}/completions": COMPLETION for base in ("", "/v1", "/beta")},
+    **{f"POST {base}/tokenize": {"prompt": "x"} for base in ("", "/v1")},
+    **{f"POST {base}/detokenize": {"tokens": [1]} for base in ("", "/v1")},
     "POST /api/account/sign-up": {"email": "new@example.org", "password": PASSWORD},
     "POST /api/account/log-in": {"email": "user@example.org", "password": PASSWORD},
     "PUT /api/account/password": {"old_password": PASSWORD, "new_password": "battery staple"},
@@ -84,7 +90,7 @@ class World:
         elif "session" in role:
             headers["Cookie"] = self.cookies[name if kind else "user"]
         client = (self.guest_site if role == "guest" else self.site).client()
-        answer = client.ask(method, path.format(**self.parts), json=body, headers=headers)
+        answer = client.ask(method, path.replace(":path}", "}").format(**self.parts), json=body, headers=headers)
         if method != "GET":
             self.reset()
         return answer.status_code
@@ -97,8 +103,8 @@ def world(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     file = folder / "platform.sqlite"
     shutil.copy(empty_database, file)
     store = open_store(f"sqlite:///{file}")
-    site = Site(Office(store, folder=folder))
-    guest_site = Site(Office(store, folder=folder, guest=True))
+    offices = [Office(store, folder=folder, guest=guest) for guest in (False, True)]
+    site, guest_site = (Site(office, make_whole_app(office)) for office in offices)
     people = {
         name: add_person(store, f"{name}@example.org", role=role, paid=1000)
         for name, role in (("user", "user"), ("other", "user"), ("admin", "admin"))
@@ -121,6 +127,7 @@ def world(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "code_id": code.id,
         "request_id": "request_1",
         "name": "sign_up_open",
+        "model": "tiny",
     }
     yield World(site, guest_site, file, people, cookies, parts, secret)
     site.close()
@@ -166,7 +173,7 @@ def test_every_route_answers_everybody_as_the_table_says(world: World) -> None:
 
 
 def test_the_table_would_notice_another_route(office: Office) -> None:
-    app = make_app(office)
+    app = make_whole_app(office)
     app.add_api_route("/api/admin/new", lambda: None)
     assert set(routes_of(app)) - set(read_table()) == {("GET", "/api/admin/new")}
     office.close()
@@ -174,6 +181,9 @@ def test_the_table_would_notice_another_route(office: Office) -> None:
 
 def test_no_documentation_or_debugging_is_mounted(office: Office) -> None:
     """F57."""
-    paths = {path for _, path in routes_of(make_app(office))}
-    assert not paths & {"/docs", "/redoc", "/openapi.json", "/metrics", "/debug"}
+    paths = {path for _, path in routes_of(make_whole_app(office))}
+    assert not paths & {"/docs", "/redoc", "/debug"}
+    table = read_table()
+    assert table["GET", "/metrics"][:4] == [401, 401, 403, 403]
+    assert table["GET", "/openapi.json"][:2] == [401, 401]
     office.close()
