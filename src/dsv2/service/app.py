@@ -15,7 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from dsv2.service.deps import Identify, public, signed_in
 from dsv2.service.errors import ApiError
-from dsv2.service.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestContext
+from dsv2.service.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestContext, RequestWatch
 from dsv2.service.openapi import schema_of
 
 _WORDS = {404: "There is no such address", 405: "This address does not take that method"}
@@ -29,6 +29,7 @@ def create_app(
     hosts: Collection[str] | None = None,
     origins: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
+    watch: RequestWatch | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -39,6 +40,7 @@ def create_app(
         hosts: names that this server goes by, without ports; None for any.
         origins: web sites whose pages may read answers; none by default. Cookies are never allowed.
         max_body_bytes: of a request.
+        watch: is told of every request.
 
     Raises:
         ValueError: a route does not say who may call it.
@@ -62,7 +64,7 @@ def create_app(
         )  # fmt: skip
     if hosts is not None:
         app.add_middleware(HostCheck, allowed=hosts)
-    app.add_middleware(RequestContext)
+    app.add_middleware(RequestContext, watch=watch)
     return app
 
 

@@ -18,7 +18,7 @@ from dsv2.service.errors import ApiError, unknown_model
 from dsv2.service.generation import Choice
 from dsv2.service.params import check, check_size, refused, with_seed
 from dsv2.service.serving import Admission, Caller, Models, ServedModel, Ticket
-from dsv2.service.sse import GenerationResponse, Patience, Writer
+from dsv2.service.sse import AnswerWatch, GenerationResponse, Patience, Writer
 from dsv2.service.tool_stream import AnswerReader
 from dsv2.tokenizer import ChatError, Tokenizer, TokenizerError
 
@@ -36,11 +36,13 @@ class Inference:
         models: that are served.
         admission: limits and money.
         patience: how long to wait for whom.
+        watch: is told of every answer.
     """
 
     models: Models
     admission: Admission
     patience: Patience = field(default_factory=Patience)
+    watch: AnswerWatch | None = None
 
     def find(self, name: str) -> ServedModel:
         """The model of a name or an alias.
@@ -90,7 +92,7 @@ class Inference:
 
         return GenerationResponse(
             job.model.engine, choices, admit, job.writer, self.patience,
-            prompt=job.prompt_name, names=job.names,
+            prompt=job.prompt_name, names=job.names, model=job.model.name, watch=self.watch,
         )  # fmt: skip
 
 

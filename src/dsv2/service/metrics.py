@@ -50,21 +50,40 @@ class Metrics:
             buckets=_SECONDS, registry=to,
         )  # fmt: skip
         self.open = Gauge("dsv2_http_requests_open", "Requests under way.", registry=to)
-        self.first_token = Histogram(
+        self.first = Histogram(
             "dsv2_time_to_first_token_seconds", "From a request to its first token.", ("model",),
             buckets=_SECONDS, registry=to,
         )  # fmt: skip
-        self.next_token = Histogram(
+        self.next = Histogram(
             "dsv2_time_per_output_token_seconds", "Mean time between the tokens of an answer.",
             ("model",), buckets=_TOKEN_SECONDS, registry=to,
         )  # fmt: skip
         self.finished = Counter(
             "dsv2_answers", "Answers by how they ended.", ("model", "finish_reason"), registry=to
         )
-        self.refused = Counter(
-            "dsv2_requests_refused", "Requests not let in, by code.", ("code",), registry=to
-        )
         self.registry.register(_Engines(models))
+
+    def request_begun(self) -> None:
+        """See :class:`dsv2.service.http.RequestWatch`."""
+        self.open.inc()
+
+    def request_ended(self, method: str, route: str, status: int, seconds: float) -> None:
+        """See :class:`dsv2.service.http.RequestWatch`."""
+        self.open.dec()
+        # A method is the caller's to make up, but no route takes one that is not its own.
+        known = method if route != "none" else "any"
+        self.requests.labels(known, route, str(status)).inc()
+        self.seconds.labels(route).observe(seconds)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """See :class:`dsv2.service.sse.AnswerWatch`."""
+        self.first.labels(model).observe(seconds)
+
+    def answered(self, model: str, finish: str, tokens: int, seconds: float) -> None:
+        """See :class:`dsv2.service.sse.AnswerWatch`."""
+        self.finished.labels(model, finish).inc()
+        if tokens > 1:
+            self.next.labels(model).observe(seconds / (tokens - 1))
 
     def text(self) -> bytes:
         """All of them in Prometheus' text format."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dsv2.service.app import answer_of
 from dsv2.service.errors import ApiError
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -75,33 +72,6 @@ def check_same_site(connection: HTTPConnection) -> None:
     """
     if not is_same_site(connection):
         raise ApiError(403, "This may only be asked by this site's own pages", code="cross_site")
-
-
-class HostCheck:
-    """Refuses requests for other hosts with 421, as those of a page whose name was rebound.
-
-    Args:
-        app: what is behind it.
-        allowed: names and addresses; None for those of this machine alone. ``*`` lets all in.
-    """
-
-    def __init__(self, app: ASGIApp, allowed: Iterable[str] | None = None) -> None:
-        self.app = app
-        self.allowed = None if allowed is None else frozenset(name.lower() for name in allowed)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if scope["type"] in ("http", "websocket") and not self._is_allowed(HTTPConnection(scope)):
-            answer = answer_of(ApiError(421, "This server does not answer for that host"))
-            await answer(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _is_allowed(self, connection: HTTPConnection) -> bool:
-        host = host_of(connection)
-        if self.allowed is None:
-            return is_loopback(host)
-        return "*" in self.allowed or host in self.allowed
 
 
 def _only(headers: Headers, name: str) -> str:

@@ -29,7 +29,9 @@ def make_app(
     is_ready: Callable[[], bool],
 ) -> FastAPI:
     """What the public listener serves."""
-    inference = Inference(models, office.admission, Patience(in_line=settings.queue_seconds))
+    inference = Inference(
+        models, office.admission, Patience(in_line=settings.queue_seconds), metrics
+    )
     routers = [
         home_routes(),
         health_routes(models, is_ready),
@@ -39,7 +41,7 @@ def make_app(
     ]
     app = create_app(
         office.identify, routers, hosts=settings.host_names,
-        max_body_bytes=settings.max_body_bytes,
+        max_body_bytes=settings.max_body_bytes, watch=metrics,
     )  # fmt: skip
     desk.install(app, office)
     return app

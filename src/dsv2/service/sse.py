@@ -55,6 +55,18 @@ class Writer(Protocol):
         ...
 
 
+class AnswerWatch(Protocol):
+    """Is told of every answer of the engine."""
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """It came so many seconds after the request."""
+        ...
+
+    def answered(self, model: str, finish: str, tokens: int, seconds: float) -> None:
+        """A request has ended, so many seconds after its first token, with so many in all."""
+        ...
+
+
 @dataclass(frozen=True)
 class Patience:
     """How long to wait, in seconds.
@@ -84,6 +96,8 @@ class GenerationResponse(Response):
         patience: how long to wait for whom.
         prompt: what the body calls the prompt.
         names: the body's names of other fields of the engine's.
+        model: its name, for ``watch``.
+        watch: is told of the answer.
     """
 
     def __init__(
@@ -96,11 +110,15 @@ class GenerationResponse(Response):
         *,
         prompt: str,
         names: dict[str, str],
+        model: str = "",
+        watch: AnswerWatch | None = None,
     ) -> None:
         super().__init__()
         self._engine, self._choices, self._admit = engine, choices, admit
         self._writer, self._patience = writer, patience
         self._prompt, self._names = prompt, names
+        self._model, self._watch = model, watch
+        self._first: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
@@ -124,6 +142,10 @@ class GenerationResponse(Response):
                     task.uncancel()
                 finish = "dropped"
             finally:
+                if self._watch is not None and self._first is not None:
+                    tokens = generation.usage.completion_tokens
+                    spent = connection.waited - self._first
+                    self._watch.answered(self._model, finish, tokens, spent)
                 connection.close()
                 await generation.close()
         finally:
@@ -138,6 +160,10 @@ class GenerationResponse(Response):
         try:
             while not generation.is_over:
                 pieces = await generation.next()
+                if self._first is None and generation.has_begun:
+                    self._first = connection.waited
+                    if self._watch is not None:
+                        self._watch.first_token(self._model, self._first)
                 if connection.is_gone:
                     return "cancelled"
                 if not generation.has_begun and connection.waited > self._patience.in_line:

@@ -13,8 +13,8 @@ from sqlalchemy import Connection
 
 from dsv2.service.app import create_app
 from dsv2.service.desk import install
-from dsv2.service.office import Office
 from dsv2.service.metrics import Metrics
+from dsv2.service.office import Office
 from dsv2.service.routes.platform import platform_routers
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ServeSettings
@@ -30,9 +30,9 @@ PASSWORD = "correct horse"
 T = TypeVar("T")
 
 
-def make_app(office: Office) -> FastAPI:
+def make_app(office: Office, **options: Any) -> FastAPI:
     """The platform's part of the application."""
-    app = create_app(office.identify, platform_routers())
+    app = create_app(office.identify, platform_routers(), **options)
     install(app, office)
     return app
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dsv2.service.office import Office
-from dsv2.service.origins import HostCheck
+from dsv2.service.settings import ServeSettings
 from dsv2.service.store import Store, keys, ledger, users
 from tests.service.platform.site import Client, Site, add_person, make_app
 
@@ -221,13 +221,13 @@ def test_a_server_for_this_machine_answers_by_its_names_only(
     office: Office, host: str, status: int
 ) -> None:
     """F56: a page of evil.com that has its name point here gets nothing."""
-    site = Site(office, HostCheck(make_app(office)))  # type: ignore[arg-type]
+    site = Site(office, make_app(office, hosts=ServeSettings().host_names))
     assert site.client().get(BALANCE, headers={"Host": host}).status_code == status
     site.close()
 
 
 def test_a_server_for_others_answers_by_the_names_it_was_given(office: Office) -> None:
-    site = Site(office, HostCheck(make_app(office), ["api.example.org"]))  # type: ignore[arg-type]
+    site = Site(office, make_app(office, hosts=["api.example.org"]))
     client = site.client()
     assert client.get(BALANCE, headers={"Host": "API.example.org:443"}).status_code == 401
     assert client.get(BALANCE, headers={"Host": "localhost"}).status_code == 421

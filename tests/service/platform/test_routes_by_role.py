@@ -90,7 +90,9 @@ class World:
         elif "session" in role:
             headers["Cookie"] = self.cookies[name if kind else "user"]
         client = (self.guest_site if role == "guest" else self.site).client()
-        answer = client.ask(method, path.replace(":path}", "}").format(**self.parts), json=body, headers=headers)
+        answer = client.ask(
+            method, path.replace(":path}", "}").format(**self.parts), json=body, headers=headers
+        )
         if method != "GET":
             self.reset()
         return answer.status_code
