@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,9 @@ from dsv2.service.protocol import Body
 MAX_DEPTH = 128
 MAX_DIGITS = 400
 """More digits than any number of 8 bytes has, and fewer than Python refuses to read."""
+
+_SMALL_BODY = 65_536
+"""Bytes that are read at once, within a few milliseconds; larger bodies go to a thread."""
 
 M = TypeVar("M", bound=Body)
 
@@ -151,11 +155,11 @@ def validated(model: type[M], value: Any) -> M:
         errors = error.errors(include_url=False, include_input=False)
         # Of a union's branches the one that came farthest is the one that was meant.
         worst = max(errors, key=_depth)
-        param = _param(worst["loc"], value)
+        param = _param(worst, value)
         reasons = [
             "is missing" if one["type"] == "missing" else one["msg"]
             for one in errors
-            if _depth(one) == _depth(worst) and _param(one["loc"], value) == param
+            if _depth(one) == _depth(worst) and _param(one, value) == param
         ]
         message = "; or: ".join(dict.fromkeys(reasons))
         raise ApiError(400, f"{param or 'body'}: {message:.300}", param=param) from error
@@ -165,16 +169,18 @@ def _depth(error: ErrorDetails) -> int:
     return len(error["loc"])
 
 
-def _param(path: tuple[int | str, ...], value: Any) -> str | None:
+def _param(error: ErrorDetails, value: Any) -> str | None:
     """The path of a value in the body, without the names of the model's own parts."""
     out = ""
-    for part in path:
+    for part in error["loc"]:
         if isinstance(value, dict) and isinstance(part, str):
-            out += f".{part}" if out else part
-            if part not in value:
-                break
-            value = value[part]
-        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            if part in value:
+                out, value = f"{out}.{part}" if out else part, value[part]
+                continue
+            if error["type"] == "missing":
+                out += f".{part}" if out else part
+            break
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
             out, value = f"{out}[{part}]", value[part]
         else:
             break
@@ -188,6 +194,9 @@ def json_body(model: type[M]) -> Callable[[Request], Awaitable[M]]:
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
         if kind.lower() != "application/json" and not kind.lower().endswith("+json"):
             raise ApiError(415, f"The content type is {kind!r:.80}, allowed is application/json")
-        return validated(model, parse_json(await request.body()))
+        text = await request.body()
+        if len(text) <= _SMALL_BODY:
+            return validated(model, parse_json(text))
+        return await asyncio.to_thread(lambda: validated(model, parse_json(text)))
 
     return read

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_CHOICES = 16
 """Largest ``n`` and ``best_of``."""
@@ -14,6 +14,21 @@ MAX_PROMPT_TOKENS = 1 << 20
 """Most tokens of all prompts of one request together."""
 
 Count = Annotated[int, Field(ge=1, le=MAX_CHOICES)]
+
+
+T = TypeVar("T")
+
+Many = Annotated[list[T], Field(fail_fast=True)]
+"""A list whose first bad entry is enough: a list of all of them could take seconds to write."""
+
+
+def _numbers(value: Any) -> Any:
+    """The same for a mapping."""
+    if isinstance(value, dict):
+        for key, number in value.items():
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise ValueError(f"{key!r:.60} has no number")
+    return value
 
 
 class Strict(BaseModel):
@@ -91,10 +106,10 @@ class SamplingBody(Body):
     top_p: float | None = None
     n: Count | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Many[str] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], BeforeValidator(_numbers)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -103,7 +118,7 @@ class SamplingBody(Body):
     repetition_penalty: float | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Many[int] | None = None
     regex: str | None = None
     grammar: str | None = None
 

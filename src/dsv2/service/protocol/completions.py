@@ -6,11 +6,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsv2.service.protocol.base import MAX_SEQUENCES, Count, SamplingBody
+from dsv2.service.protocol.base import MAX_SEQUENCES, Count, Many, SamplingBody
 
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_SEQUENCES)]
-Ids = Annotated[list[int], Field(min_length=1)]
-IdLists = Annotated[list[Ids], Field(min_length=1, max_length=MAX_SEQUENCES)]
+Texts = Annotated[Many[str], Field(min_length=1, max_length=MAX_SEQUENCES)]
+Ids = Annotated[Many[int], Field(min_length=1)]
+IdLists = Annotated[Many[Ids], Field(min_length=1, max_length=MAX_SEQUENCES)]
 
 
 class CompletionBody(SamplingBody):

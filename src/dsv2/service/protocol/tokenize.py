@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from dsv2.service.protocol.base import Body
+from dsv2.service.protocol.base import Body, Many
 from dsv2.service.protocol.chat import ChatMessage, Tool
 
 
@@ -19,8 +19,8 @@ class TokenizeBody(Body):
 
     model: str | None = None
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    messages: Annotated[Many[ChatMessage], Field(min_length=1)] | None = None
+    tools: Annotated[Many[Tool], Field(max_length=128)] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
@@ -31,4 +31,4 @@ class DetokenizeBody(Body):
     """Tokens to be written out, control tokens too."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Many[int]

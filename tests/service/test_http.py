@@ -1,0 +1,142 @@
+"""What surrounds every request."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from dsv2.service.http import BodyLimit
+from tests.service.asgi import ask
+from tests.service.fakes import Site, make_site, pocket_tokenizer, words
+
+URL = "/v1/chat/completions"
+BODY = {"model": "pocket", "messages": [{"role": "user", "content": "Hi"}]}
+TOKENIZER = pocket_tokenizer()
+KEY = {"authorization": "Bearer sk-test"}
+
+
+def site(**options: Any) -> Site:
+    return make_site(words(TOKENIZER, "Hello"), TOKENIZER, **options)
+
+
+def test_ids_are_the_servers_own() -> None:
+    """Fault F37."""
+    made = site()
+    sent = {**KEY, "x-request-id": "mine\n" * 3}
+    first, second = (ask(made.app, URL, BODY, headers=sent) for _ in range(2))
+    ids = {first.headers["x-request-id"], second.headers["x-request-id"]}
+    assert len(ids) == 2
+    assert all(len(one) == 32 and one.isalnum() for one in ids)
+    assert [ticket.request_id for ticket in made.admission.tickets] == [
+        first.headers["x-request-id"], second.headers["x-request-id"],
+    ]  # fmt: skip
+    assert int(first.headers["openai-processing-ms"]) >= 0
+    assert "x-request-id" in ask(made.app, "/nope").headers
+
+
+def test_every_error_has_the_one_shape() -> None:
+    made = site()
+    found = {
+        404: ask(made.app, "/nope"),
+        405: ask(made.app, URL, method="GET"),
+        400: ask(made.app, URL, b"{"),
+        401: ask(made.app, URL, BODY, headers={}),
+        415: ask(made.app, URL, BODY, headers={**KEY, "content-type": "text/plain"}),
+        413: ask(made.app, URL, BODY, headers={**KEY, "content-length": "9999999"}),
+    }
+    for status, reply in found.items():
+        assert reply.status == status
+        assert reply.error["message"]
+
+
+def test_the_unforeseen_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    made = site()
+
+    async def fail(*args: object) -> None:
+        raise RuntimeError("secret")
+
+    made.app.state.identify = fail
+    reply = ask(made.app, URL, BODY)
+    assert reply.status == 500
+    assert "secret" not in reply.body.decode()
+    assert reply.headers["x-request-id"] in caplog.text
+
+
+def test_large_and_compressed_bodies_are_refused() -> None:
+    """Fault F21."""
+    made = site(max_body_bytes=100)
+    assert ask(made.app, URL, b"{" + b" " * 100).status == 413
+    zipped = {**KEY, "content-encoding": "gzip"}
+    assert ask(made.app, URL, BODY, headers=zipped).status == 415
+    for length in ("-1", "x", "1" * 30, "²"):
+        reply = ask(
+            made.app, URL, BODY, headers={**KEY, "content-length": length.encode().decode()}
+        )
+        assert reply.status in (400, 413)
+
+
+def test_a_body_of_unknown_length_is_counted() -> None:
+    read = 0
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal read
+        while (message := await receive())["more_body"]:
+            read += len(message["body"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"x" * 10, "more_body": True}
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": []}
+    asyncio.run(BodyLimit(app, limit=55)(scope, receive, send))
+    assert (read, sent[0]["status"]) == (50, 413)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost", 200), ("LOCALHOST:8000", 200), ("[::1]:80", 200), ("evil.example", 421),
+     ("localhost.evil.example", 421), ("", 421), ("[::2]", 421)],
+)  # fmt: skip
+def test_other_hosts_are_refused(host: str, status: int) -> None:
+    """Fault F56."""
+    made = site(hosts=("localhost", "[::1]"))
+    assert ask(made.app, URL, BODY, headers={**KEY, "host": host}).status == status
+
+
+def test_other_sites_may_read_nothing_unless_listed() -> None:
+    """Fault F62."""
+    asked = {**KEY, "origin": "https://evil.example", "access-control-request-method": "POST"}
+    for options in ({}, {"origins": ["https://good.example"]}):
+        made = site(**options)
+        for method in ("OPTIONS", "POST"):
+            reply = ask(made.app, URL, BODY, headers=asked, method=method)
+            assert "access-control-allow-origin" not in reply.headers
+    good = ask(made.app, URL, BODY, headers={**KEY, "origin": "https://good.example"})
+    assert good.headers["access-control-allow-origin"] == "https://good.example"
+    assert "access-control-allow-credentials" not in good.headers
+
+
+def test_a_line_of_log_for_each_request(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dsv2.service.access")
+    made = site()
+    reply = ask(made.app, URL, BODY)
+    ask(made.app, "/v1/models/secret name", method="GET")
+    ask(made.app, "/nope?key=secret", method="GET")
+    lines = [json.loads(record.message) for record in caplog.records]
+    assert [(line["route"], line["status"]) for line in lines] == [
+        (URL, 200), ("/v1/models/{model:path}", 404), (None, 404),
+    ]  # fmt: skip
+    assert lines[0]["request_id"] == reply.headers["x-request-id"]
+    assert lines[0]["account_id"] == "a1"
+    assert lines[0]["method"] == "POST"
+    assert lines[0]["ms"] >= 0
+    assert "secret" not in caplog.text
