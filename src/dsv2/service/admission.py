@@ -17,11 +17,20 @@ import anyio.to_thread
 from sqlalchemy import Connection
 
 from dsv2.service.errors import ApiError
+from dsv2.service.idempotent import AnsweredError, Attempt, streamed_before
 from dsv2.service.rates import Limiter, Passage
 from dsv2.service.serving import Caller, Rates
 from dsv2.service.store import reservations
 from dsv2.service.store.checks import SECOND, new_id, now_ms
-from dsv2.service.store.errors import NotFoundError, StoreError, SuspendedError, UnavailableError
+from dsv2.service.store.errors import (
+    ConflictError,
+    FieldError,
+    NotFoundError,
+    StoreError,
+    SuspendedError,
+    UnavailableError,
+)
+from dsv2.service.store.idempotency import Answer
 from dsv2.service.store.outbox import Outbox
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Ask
@@ -36,21 +45,42 @@ LEASE = 60 * SECOND
 
 @dataclass(frozen=True)
 class _Ending:
-    """What is to be settled."""
+    """What is to be settled, and the answer to be kept with it."""
 
     request_id: str
     usage: Usage
     finish: str
     now: int
+    account_id: str = ""
+    attempt: Attempt | None = None
+    answer: Answer | None = None
+
+    def write(self, db: Connection) -> None:
+        if self.usage == Usage():
+            reservations.release(db, self.request_id, finish=self.finish, now=self.now)
+        else:
+            reservations.settle(db, self.request_id, self.usage, finish=self.finish, now=self.now)
+        if self.attempt is None or self.answer is None:
+            return
+        try:
+            with db.begin_nested():
+                self.attempt.answer(db, self.account_id, self.request_id, self.answer)
+        except (ConflictError, FieldError) as error:
+            # It is charged for all the same: the client has the answer, but not a second time.
+            log.warning("the answer of request %s is not kept: %s", self.request_id, error)
 
 
 class StoreTicket:
     """A request that was let in; see :class:`dsv2.service.serving.Ticket`."""
 
-    def __init__(self, admission: StoreAdmission, request_id: str, passage: Passage) -> None:
-        self.request_id = request_id
+    def __init__(
+        self, admission: StoreAdmission, ask: Ask, passage: Passage, attempt: Attempt | None = None
+    ) -> None:
+        self.request_id = ask.id
         self.headers: Mapping[str, str] = MappingProxyType(dict(passage.headers))
         self._admission, self._passage = admission, passage
+        self._ask, self._attempt = ask, attempt
+        self._answer: Answer | None = None
         self._usage = (0, 0, 0)
         self._closing: asyncio.Task[None] | None = None
 
@@ -64,6 +94,13 @@ class StoreTicket:
         """What has been produced so far, in total. After ``close`` it says nothing any more."""
         self._usage = (prompt_tokens, cached_tokens, completion_tokens)
 
+    def keep(self, status: int, content_type: str, body: bytes) -> None:
+        """The answer that the client is about to get, to be had again by its idempotency key.
+
+        Before ``close``, which writes it down; without a key it does nothing.
+        """
+        self._answer = Answer(status, content_type, body)
+
     async def close(self, finish: str) -> None:
         """Charge what was noted, once, and give the rest back.
 
@@ -76,8 +113,14 @@ class StoreTicket:
             self._admission.limiter.leave(
                 self._passage, usage.prompt_tokens + usage.completion_tokens
             )
-            ended = self._admission.end(self.request_id, usage, finish)
-            self._closing = asyncio.create_task(ended)
+            answer, attempt = self._answer, self._attempt
+            if answer is None and attempt is not None and attempt.is_streamed and usage != Usage():
+                answer = streamed_before()
+            ending = _Ending(
+                self.request_id, usage, finish, self._admission.clock(), self._ask.account_id,
+                attempt, answer,
+            )  # fmt: skip
+            self._closing = asyncio.create_task(self._admission.end(ending))
         await asyncio.shield(self._closing)
 
 
@@ -121,8 +164,15 @@ class StoreAdmission:
         model: str,
         prompt_tokens: int,
         completion_tokens: int,
+        attempt: Attempt | None = None,
     ) -> StoreTicket:
-        """Let a request in, or say why not; see :class:`dsv2.service.serving.Admission`."""
+        """Let a request in, or say why not; see :class:`dsv2.service.serving.Admission`.
+
+        With an ``attempt``, its idempotency key is claimed with the money.
+
+        Raises:
+            AnsweredError: the same request was answered before.
+        """
         if not caller.may_use(model):
             raise ApiError(
                 403, f"The API key is not for the model {model!r:.200}", param="model",
@@ -136,38 +186,45 @@ class StoreAdmission:
             request_id, caller.account_id, caller.key_id, model, prompt_tokens, completion_tokens
         )
         try:
-            await self._reserve(ask)
+            answer = await self._reserve(ask, attempt)
+            if answer is not None:
+                raise AnsweredError(answer)
         except BaseException as error:
             self.limiter.undo(passage)
             if isinstance(error, StoreError):
                 raise _refusal(error) from error
             raise
-        ticket = StoreTicket(self, request_id, passage)
+        ticket = StoreTicket(self, ask, passage, attempt)
         self.open[request_id] = ticket
         return ticket
 
-    async def _reserve(self, ask: Ask) -> None:
-        def reserve(db: Connection) -> None:
+    async def _reserve(self, ask: Ask, attempt: Attempt | None) -> Answer | None:
+        def reserve(db: Connection) -> Answer | None:
             now = self.clock()
+            if attempt is not None:
+                answer = attempt.claim(db, ask.account_id, ask.id, now)
+                if answer is not None:
+                    return answer
             reservations.reserve(db, ask, owner=self.owner, now=now, expires_at=now + LEASE)
+            return None
 
         reserving = asyncio.ensure_future(self.writer.write(reserve))
         try:
-            await asyncio.shield(reserving)
+            return await asyncio.shield(reserving)
         except asyncio.CancelledError:
             # It may be held all the same, and nobody would ever close it.
             self._in_background(self._give_up(reserving, ask.id))
             raise
 
-    async def _give_up(self, reserving: asyncio.Future[None], request_id: str) -> None:
+    async def _give_up(self, reserving: asyncio.Future[Any], request_id: str) -> None:
         await asyncio.wait([reserving])
-        if reserving.exception() is None:
-            await self.end(request_id, Usage(), "disconnect")
+        if reserving.exception() is None and reserving.result() is None:
+            await self.end(_Ending(request_id, Usage(), "disconnect", self.clock()))
 
-    async def end(self, request_id: str, usage: Usage, finish: str) -> None:
+    async def end(self, ending: _Ending) -> None:
         """Settle a request for its tokens, or release it if there are none. Never raises."""
-        await self._end(_Ending(request_id, usage, finish, self.clock()))
-        self.open.pop(request_id, None)
+        await self._end(ending)
+        self.open.pop(ending.request_id, None)
 
     async def end_again(self) -> None:
         """Try once more what neither the database nor the outbox took."""
@@ -175,21 +232,15 @@ class StoreAdmission:
             await self._end(self.unsettled.pop(request_id))
 
     async def _end(self, ending: _Ending) -> None:
-        number, usage = ending.request_id, ending.usage
-        finish, now = ending.finish, ending.now
-
-        def settle(db: Connection) -> None:
-            if usage == Usage():
-                reservations.release(db, number, finish=finish, now=now)
-            else:
-                reservations.settle(db, number, usage, finish=finish, now=now)
-
+        number = ending.request_id
         try:
             try:
-                await self.writer.write(settle)
+                await self.writer.write(ending.write)
             except UnavailableError:
                 await anyio.to_thread.run_sync(
-                    lambda: self.outbox.put(number, usage, finish=finish, now=now)
+                    lambda: self.outbox.put(
+                        number, ending.usage, finish=ending.finish, now=ending.now
+                    )
                 )
         except NotFoundError:
             # As after a restore of an older backup: nobody holds money for it any more.

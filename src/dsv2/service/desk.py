@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from dsv2.service.deps import SignedIn
 from dsv2.service.errors import ApiError
+from dsv2.service.idempotent import add_replays
 from dsv2.service.office import Office
 from dsv2.service.serving import Caller
 
@@ -23,8 +24,9 @@ class Body(BaseModel):
 
 
 def install(app: FastAPI, office: Office) -> None:
-    """Let the platform's routes find the office."""
+    """Let the platform's routes find the office, and answers that were given before be sent."""
     app.state.office = office
+    add_replays(app)
 
 
 def _office(request: Request) -> Office:

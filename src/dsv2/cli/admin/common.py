@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from dsv2.service.folders import database_url
 from dsv2.service.store import Store, StoreError, migrations, open_store, users
-from dsv2.service.store.checks import now_ms
+from dsv2.service.store.checks import MAX_AMOUNT, now_ms
 from dsv2.service.store.errors import NotFoundError
 from dsv2.service.store.users import User
 
@@ -101,9 +101,9 @@ def micro_units(text: str) -> int:
     """
     try:
         amount = Decimal(text) * MICRO
-        if amount.is_finite() and amount == (whole := int(amount)):
-            return whole
-    except InvalidOperation:
+        if abs(amount) <= MAX_AMOUNT and amount == int(amount):
+            return int(amount)
+    except ArithmeticError:  # no number, or no end of one
         pass
     raise ValueError(f"{text!r:.40} is no amount, allowed are decimals such as 12.50")
 
