@@ -136,8 +136,8 @@ class Recorded:
         self._first: list[float] = []
         self._rates: list[float] = []
         if "first-token" in only:
-            prompts = itertools.islice(work.prompts(1), work.rounds + 1)
-            self._first = [bare.first_token(prompt) for prompt in prompts]
+            firsts = itertools.islice(work.prompts(1), work.rounds + 1)
+            self._first = [bare.first_token(prompt) for prompt in firsts]
         if "throughput" in only:
             prompts = work.prompts(3)
             for _ in range(work.rounds + 1):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.peers.machine import Machine
@@ -57,7 +58,8 @@ def show(title: str, figures: Sequence[Figure]) -> None:
             one.name, f"{one.value:,.2f} {one.unit}",
             "" if one.limit is None else f"{least} {one.limit:g}",
             {None: "", True: "yes", False: "NO"}[one.is_within],
-            *("" if side is None else f"{side:,.2f}" for side in (one.served, one.bare)), one.note,
+            *("" if side is None else f"{side:,.2f}" for side in (one.served, one.bare)),
+            escape(one.note),
         )  # fmt: skip
     Console().print(table)
 
