@@ -14,6 +14,7 @@ import dsv2.pocket
 from dsv2.engine.request import Limits, Request
 from dsv2.service.app import create_app
 from dsv2.service.errors import ApiError
+from dsv2.service.idempotent import Attempt
 from dsv2.service.inference import Inference
 from dsv2.service.routes import inference_routers
 from dsv2.service.serving import Caller, Models, ServedModel
@@ -75,6 +76,9 @@ class FakeTicket:
         assert not self.closed
         self.noted = (prompt_tokens, cached_tokens, completion_tokens)
 
+    def keep(self, status: int, content_type: str, body: bytes) -> None:
+        assert not self.closed
+
     async def close(self, finish: str) -> None:
         await asyncio.sleep(0)
         self.closed.append(finish)
@@ -88,7 +92,7 @@ class FakeAdmission:
 
     async def admit(
         self, caller: Caller, *, request_id: str, model: str, prompt_tokens: int,
-        completion_tokens: int,
+        completion_tokens: int, attempt: Attempt | None = None,
     ) -> FakeTicket:  # fmt: skip
         if self.refusal is not None:
             raise self.refusal

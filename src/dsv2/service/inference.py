@@ -16,6 +16,7 @@ from starlette.responses import Response
 from dsv2.engine.request import ContextLengthError, Limits, Request, SamplingParams
 from dsv2.service.errors import ApiError, unknown_model
 from dsv2.service.generation import Choice
+from dsv2.service.idempotent import Attempt
 from dsv2.service.params import check, check_size, refused, with_seed
 from dsv2.service.serving import Admission, Caller, Models, ServedModel, Ticket
 from dsv2.service.sse import AnswerWatch, GenerationResponse, Patience, Writer
@@ -55,7 +56,7 @@ class Inference:
             raise unknown_model(name, self.models.names)
         return model
 
-    def respond(self, job: Job, caller: Caller) -> Response:
+    def respond(self, job: Job, caller: Caller, attempt: Attempt | None = None) -> Response:
         """The answer to a request, once the engine's gate has let it through.
 
         Raises:
@@ -88,6 +89,7 @@ class Inference:
                 model=job.model.name,
                 prompt_tokens=sum(map(len, prompts)),
                 completion_tokens=0 if job.is_silent else len(choices) * job.params.max_tokens,
+                attempt=attempt,
             )
 
         return GenerationResponse(

@@ -9,11 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dsv2.engine.request import Limits, Request
 from dsv2.service.wire import Stats, Tokens
 from dsv2.tokenizer import ChatFormat, Tokenizer
+
+if TYPE_CHECKING:
+    from dsv2.service.idempotent import Attempt
 
 
 class EngineGoneError(RuntimeError):
@@ -162,6 +165,10 @@ class Ticket(Protocol):
         """What has been produced so far, in total. Cheap; called for every piece of an answer."""
         ...
 
+    def keep(self, status: int, content_type: str, body: bytes) -> None:
+        """The answer as it goes out, to be had again by its idempotency key; before ``close``."""
+        ...
+
     async def close(self, finish: str) -> None:
         """Charge what was noted, exactly once, and give the rest back; later calls do nothing.
 
@@ -182,6 +189,7 @@ class Admission(Protocol):
         model: str,
         prompt_tokens: int,
         completion_tokens: int,
+        attempt: Attempt | None = None,
     ) -> Ticket:
         """Let a request in.
 
@@ -191,8 +199,10 @@ class Admission(Protocol):
             model: the model's own name, not an alias.
             prompt_tokens: tokens of all its prompts.
             completion_tokens: most tokens of all its answers together.
+            attempt: its idempotency key, where it has one.
 
         Raises:
+            AnsweredError: the same request was answered before.
             ApiError: 402 without the money, 403 for a model that the key is not for, 429 over a
                 limit with ``Retry-After``, 503 when the store cannot be reached.
         """

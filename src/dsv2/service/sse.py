@@ -134,7 +134,7 @@ class GenerationResponse(Response):
                 generation, receive, send, self._patience, dict(ticket.headers)
             )
             try:
-                finish = await self._run(generation, connection)
+                finish = await self._run(generation, connection, ticket)
             except asyncio.CancelledError:
                 if not connection.is_dropped:
                     raise
@@ -151,7 +151,7 @@ class GenerationResponse(Response):
         finally:
             await ticket.close(finish)
 
-    async def _run(self, generation: Generation, connection: _Connection) -> str:
+    async def _run(self, generation: Generation, connection: _Connection, ticket: Ticket) -> str:
         """Everything up to the end of the body; why it has ended."""
         writer = self._writer
         content_type = "text/event-stream; charset=utf-8" if writer.is_stream else None
@@ -176,6 +176,8 @@ class GenerationResponse(Response):
             problem = as_api_error(error, prompt=self._prompt, names=self._names)
             await self._fail(problem, generation, connection)
             return "error"
+        if not writer.is_stream:
+            ticket.keep(200, connection.headers["content-type"], data)
         await connection.send(data, is_last=True)
         return generation.finish
 

@@ -20,7 +20,7 @@ from dsv2.service.idempotent import Repeatable
 from dsv2.service.office import Office
 from dsv2.service.store import Store, ledger
 from dsv2.service.store.verify import verify_books
-from tests.service.platform.site import Client, Person, Site, add_person
+from tests.service.platform.site import Client, Person, Site, add_person, make_whole_app
 
 HOLD = 200
 CHARGE = 140
@@ -251,3 +251,24 @@ def test_answers_are_forgotten_in_time(server: Server, person: Person, store: St
     server.site.run(office.keeper.clear())
     again = client.post("/v1/echo", {"text": "hi"}, headers=key())
     assert "Idempotent-Replayed" not in again.headers
+
+
+def test_the_served_routes_answer_once(office: Office) -> None:
+    """The same through the application that ``dsv2 serve`` runs."""
+    app = make_whole_app(office)
+    site = Site(office, app)
+    person = add_person(office.store, "chat@example.org", paid=10_000)
+    client = site.client(key=person.secret, headers={"Idempotency-Key": "one"})
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+    first = client.ask("POST", "/v1/chat/completions", json=body)
+    again = client.ask("POST", "/v1/chat/completions", json=body)
+    other = client.ask("POST", "/v1/chat/completions", json=body | {"max_tokens": 3})
+    assert (first.status_code, again.status_code, other.status_code) == (200, 200, 409)
+    assert again.content == first.content
+    assert again.headers["idempotent-replayed"] == "true"
+    with office.store.read() as db:
+        spent = 10_000 - ledger.balance(db, person.account_id).total
+        assert verify_books(db) == []
+    usage = first.json()["usage"]
+    assert spent == 10 * usage["prompt_tokens"] + 20 * usage["completion_tokens"]
+    site.close()

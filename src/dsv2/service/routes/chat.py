@@ -13,6 +13,7 @@ from dsv2.service.chat_writer import ChatStreamWriter, ChatWriter, Heading
 from dsv2.service.conversation import conversation_ids, tool_use
 from dsv2.service.deps import SignedIn
 from dsv2.service.errors import ApiError
+from dsv2.service.idempotent import Repeatable
 from dsv2.service.inference import Inference, Job, fingerprint, request_id
 from dsv2.service.json_body import json_body
 from dsv2.service.openapi import described
@@ -33,10 +34,12 @@ def router(inference: Inference) -> APIRouter:
     """The route, under each of its addresses."""
     made = APIRouter(tags=["chat"])
 
-    async def create_chat_completion(request: Request, caller: SignedIn, body: Body) -> Response:
+    async def create_chat_completion(
+        request: Request, caller: SignedIn, body: Body, attempt: Repeatable
+    ) -> Response:
         """Answer a conversation."""
         model = inference.find(body.model)
-        return inference.respond(await _job(request_id(request), model, body), caller)
+        return inference.respond(await _job(request_id(request), model, body), caller, attempt)
 
     for path in PATHS:
         made.add_api_route(

@@ -12,6 +12,7 @@ from dsv2.service.answers import TextCompletion
 from dsv2.service.chat_writer import Heading
 from dsv2.service.deps import SignedIn
 from dsv2.service.errors import ApiError
+from dsv2.service.idempotent import Repeatable
 from dsv2.service.inference import Inference, Job, encoded, fingerprint, request_id
 from dsv2.service.json_body import json_body
 from dsv2.service.openapi import described
@@ -33,10 +34,12 @@ def router(inference: Inference) -> APIRouter:
     """The route, under each of its addresses."""
     made = APIRouter(tags=["completions"])
 
-    async def create_completion(request: Request, caller: SignedIn, body: Body) -> Response:
+    async def create_completion(
+        request: Request, caller: SignedIn, body: Body, attempt: Repeatable
+    ) -> Response:
         """Continue prompts; with ``echo`` and ``logprobs`` also rate them."""
         model = inference.find(body.model)
-        return inference.respond(await _job(request_id(request), model, body), caller)
+        return inference.respond(await _job(request_id(request), model, body), caller, attempt)
 
     for path in PATHS:
         made.add_api_route(
