@@ -71,9 +71,9 @@ def serving(command: Sequence[str | Path], model: str, seconds: float) -> Iterat
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         try:
-            known.wait(seconds)
+            is_told = known.wait(seconds)
             if not found:
-                why = "ended" if process.poll() is not None else f"is silent after {seconds:g} s"
+                why = "ended" if is_told else f"is silent after {seconds:g} s"
                 errors.seek(0)
                 raise ServerFailedError(f"{command[0]} {why}: {errors.read()[-2000:].strip()}")
             yield Served(found[0], process.pid, model)

@@ -151,8 +151,10 @@ def test_tokens_that_recur_are_guessed() -> None:
 def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> None:
     """Without ``deterministic`` a chat's next turn finds its own answer in the cache."""
     exact, loose = make(folder, dtype), make(folder, dtype, deterministic=False)
-    first = exact.generate(PROMPTS[1], ANSWER)[0]
-    assert loose.generate(PROMPTS[1], ANSWER)[0].token_ids == first.token_ids
+    # 100 tokens, so that the answer ends in another block than the prompt.
+    prompt = (exact.tokenizer.encode(PROMPTS[1]) * 9)[:100]
+    first = exact.generate([prompt], ANSWER)[0]
+    assert loose.generate([prompt], ANSWER)[0].token_ids == first.token_ids
     follow = [*first.prompt_ids, *first.token_ids, *exact.tokenizer.encode(" and then")]
     found = [llm.generate([follow], ANSWER)[0] for llm in (exact, loose)]
     assert found[1].cached_tokens > found[0].cached_tokens
