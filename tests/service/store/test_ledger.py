@@ -100,6 +100,11 @@ def test_asking_twice_holds_once(store: Store) -> None:
         assert balance(db, who.account_id).held == 200
     with pytest.raises(ConflictError, match="another request"), store.write() as db:
         reserve(db, who, answer=6)
+    with store.write() as db:
+        settle(db)
+        # Nothing is held for it any more: it may not be served.
+        with pytest.raises(ConflictError, match="has ended"):
+            reserve(db, who)
 
 
 def test_more_tokens_than_were_asked_for_are_seen_but_not_charged(store: Store) -> None:

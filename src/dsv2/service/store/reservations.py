@@ -128,14 +128,14 @@ def reserve(db: Connection, ask: Ask, *, owner: str, now: int, expires_at: int) 
         expires_at: when to take it for left behind.
 
     Returns:
-        The reservation; one that was made before with the same ask as it is now.
+        The reservation, open.
 
     Raises:
         InsufficientBalanceError: the account cannot pay for the worst case.
         BudgetError: the key's budget cannot.
         SuspendedError: account, key or user may not be used any more.
         NotFoundError: there is no such account or key, or the model has no price.
-        ConflictError: the id was used for another request.
+        ConflictError: the id was used for another request, or the request has ended.
     """
     check_text("id", ask.id, most=MAX_ID)
     check_text("model", ask.model)
@@ -168,6 +168,8 @@ def reserve(db: Connection, ask: Ask, *, owner: str, now: int, expires_at: int) 
         known = reservation(db, ask.id)
         if known.ask != ask:
             raise ConflictError(f"the id {ask.id!r} was used for another request")
+        if known.state != "open":
+            raise ConflictError(f"the request {ask.id!r} has ended")
         return known
     ledger.hold(db, ask.account_id, made.hold)
     if ask.key_id is not None:
