@@ -17,13 +17,3 @@ def data_folder() -> Path:
 def database_url() -> str:
     """The database of this user where no other is named."""
     return f"sqlite:///{data_folder().absolute() / 'platform.sqlite'}"
-
-
-def outbox_folder() -> Path:
-    """Where settlements wait for the database."""
-    return data_folder() / "outbox"
-
-
-def exports_folder() -> Path:
-    """Where exports that administrators ask for are written."""
-    return data_folder() / "exports"

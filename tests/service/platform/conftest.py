@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dsv2.service.admission import StoreAdmission
 from dsv2.service.office import Office
 from dsv2.service.store import Store, migrations, open_store
 from tests.service.platform.site import Site, add_price
@@ -67,3 +68,9 @@ def site(office: Office) -> Iterator[Site]:
     site = Site(office)
     yield site
     site.close()
+
+
+@pytest.fixture
+def admission(office: Office) -> Iterator[StoreAdmission]:
+    yield office.admission
+    office.close()
