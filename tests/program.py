@@ -1,13 +1,11 @@
 """The program ``dsv2`` as a process of its own, without the two seconds that torch's import takes.
 
-A server process imports torch and what else never changes, computes nothing, and forks for every
-call. The package itself and huggingface_hub are imported in the child, after its environment is
-set, as in a shell.
+It is forked from one that has imported torch (:mod:`tests.forking`); the package itself and
+huggingface_hub are imported in the child, after its environment is set, as in a shell.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,14 +14,9 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-PRELOADED = [
-    "asyncio", "numpy", "prompt_toolkit", "pydantic", "rich.progress", "safetensors", "tokenizers",
-    "torch", "torch.nn", "typer", "yaml",
-]  # fmt: skip
-STREAMS = ("stdin", "stdout", "stderr")
+from tests.forking import PROCESSES
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOADED)
+STREAMS = ("stdin", "stdout", "stderr")
 
 
 class Program:
@@ -37,7 +30,7 @@ class Program:
         files = [str(Path(self._folder.name, name)) for name in STREAMS]
         Path(files[0]).write_text(stdin, encoding="utf-8")
         variables = dict(os.environ if environment is None else environment)
-        self._process = _context.Process(
+        self._process = PROCESSES.Process(
             target=_main, args=(arguments, files, variables, os.getcwd()), daemon=True
         )
         self._process.start()

@@ -86,7 +86,7 @@ def nothing_is_left(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("kind", ["greedy", "warm"])
-@pytest.mark.parametrize("name", ["itself", "near", "other"])
+@pytest.mark.parametrize("name", [pytest.param("itself", marks=pytest.mark.slow), "near", "other"])
 def test_answers_are_the_same(
     folder: Path, drafts: dict[str, Path], expected: dict[str, list[Completion]], name: str,
     kind: str,
@@ -155,7 +155,7 @@ def test_on_a_prefix_hit(
     nothing_is_left(llm)
 
 
-@pytest.mark.parametrize("name", ["itself", "near"])
+@pytest.mark.parametrize("name", [pytest.param("itself", marks=pytest.mark.slow), "near"])
 def test_preempted(folder: Path, drafts: dict[str, Path], name: str) -> None:
     short = [prompt[:12] for prompt in PROMPTS[1:4]]
     params = replace(GREEDY, max_tokens=150)

@@ -92,7 +92,11 @@ class Keeper:
         store = admission.writer.store
         # First: the outbox knows more of a request than was written down last.
         delivered = admission.outbox.deliver(store)
-        ended = leases.recover(store, now=admission.clock(), spare=admission.owner)
+        now, known = admission.clock(), admission.produced()
+        ended = leases.recover(store, now=now, spare=admission.owner)
+        ended += leases.release_strays(
+            store, admission.owner, known, made_before=now - LEASE, now=now
+        )
         if delivered or ended:
             log.info("settled late: %d from the outbox, %d left behind", len(delivered), len(ended))
 

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,8 @@ from dsv2.service.store import (
 )
 from dsv2.service.store.errors import ConflictError, UnavailableError
 from dsv2.service.store.prices import Usage
+from tests.forking import PROCESSES
 from tests.service.store.make import LEASE, NOW, Customer, deposit, reserve
-
-# One process imports everything and has no threads; the others are its forks.
-PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.service.store.worker"])
 
 
 def run_all(work: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> list[Any]:
