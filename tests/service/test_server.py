@@ -225,6 +225,17 @@ def test_an_engine_that_cannot_come_back_ends_the_server(tmp_path: Path) -> None
         assert server.process.wait(20) == 1
 
 
+def test_small_answers_do_not_wait_for_the_client_to_acknowledge(server: Running) -> None:
+    """Nagle's algorithm and delayed acknowledgements would make it 40 ms, every time."""
+
+    def seconds() -> float:
+        begun = time.perf_counter()
+        assert server.client.get("/v1/models").status_code == 200
+        return time.perf_counter() - begun
+
+    assert min(seconds() for _ in range(20)) < 0.03
+
+
 def test_what_cannot_be_served_is_said_in_one_line(server: Running, tmp_path: Path) -> None:
     port = server.address.rpartition(":")[2]
     for arguments, words in (
