@@ -5,8 +5,13 @@ BIN := $(VENV)/bin
 # Two workers on two cores; one torch thread each, or they fight.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 PROMPT ?= What is 17 + 25?
+# Options of `dsv2 serve`, such as SERVE="v2-lite-chat --port 80".
+SERVE ?= pocket
 
-.PHONY: run test test-all check format install install-dev clean
+.PHONY: serve run test test-all check format install install-dev clean
+
+serve: install ## Set up, then serve the pocket model: API, accounts and keys at http://127.0.0.1:8000
+	@$(BIN)/dsv2 serve $(SERVE)
 
 run: install ## Set up, then generate from the pocket model
 	@$(BIN)/dsv2 run "$(PROMPT)"
@@ -39,7 +44,7 @@ $(BIN)/python:
 BUILD := pyproject.toml CMakeLists.txt $(wildcard src/dsv2/kernels/cpu/csrc/*)
 
 $(VENV)/.installed: $(BUILD) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(BUILD) | $(BIN)/python

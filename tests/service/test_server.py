@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -25,7 +26,8 @@ LONG = {"max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("server") / "data", "--alias", "gpt-4=pocket") as one:
+    names = ("--alias", "gpt-4=pocket", "--alias", "deepseek-chat=pocket")
+    with running(tmp_path_factory.mktemp("server") / "data", *names) as one:
         yield one
 
 
@@ -223,6 +225,18 @@ def test_an_engine_that_cannot_come_back_ends_the_server(tmp_path: Path) -> None
     with running(tmp_path / "data", "--max-restarts", "0") as server:
         os.kill(server.engine_pid, signal.SIGKILL)
         assert server.process.wait(20) == 1
+
+
+@pytest.mark.parametrize("client", ["openai", "langchain_openai"])
+def test_the_readmes_programs_run(
+    server: Running, client: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    programs = re.findall(r"```python\n(.*?)```", readme, re.S)
+    (program,) = [one for one in programs if f"from {client} import" in one]
+    program = program.replace("http://127.0.0.1:8000", server.address)
+    exec(compile(program.replace("sk-...", server.key), "README", "exec"), {})
+    assert "42" in capsys.readouterr().out
 
 
 def test_small_answers_do_not_wait_for_the_client_to_acknowledge(server: Running) -> None:
