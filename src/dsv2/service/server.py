@@ -18,7 +18,7 @@ from dsv2.checkpoint import resolve
 from dsv2.service.bootstrap import first_admin_key, open_platform
 from dsv2.service.client import EngineClient
 from dsv2.service.drain import Drain
-from dsv2.service.logs import set_up
+from dsv2.service.logs import resolve_format, set_up
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office, ensure_prices, running
 from dsv2.service.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
@@ -273,7 +273,8 @@ def _worker_options(
         cache_dtype=model.cache_dtype, cache_tokens=model.cache_tokens,
         max_sequences=model.max_sequences, max_step_tokens=model.max_step_tokens,
         threads=model.threads, deterministic=model.deterministic, speculate=model.speculate,
-        pull=model.pull, hub=model.hub,
+        pull=model.pull, hub=model.hub, log_level=settings.log_level,  # type: ignore[arg-type]
+        log_format=resolve_format(settings.log_format),
     )  # fmt: skip
 
 
