@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 _MAX_CHARS = 8192
 """Longest message or trace that is written; what a caller sent may be in it."""
@@ -44,6 +44,13 @@ class TextFormatter(logging.Formatter):
         )
 
 
+def resolve_format(form: str, stream: TextIO | None = None) -> Literal["json", "text"]:
+    """``json`` or ``text`` for a format that may be ``auto``; see :func:`set_up`."""
+    if form == "auto":
+        return "text" if (stream or sys.stderr).isatty() else "json"
+    return "text" if form == "text" else "json"
+
+
 def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     """Send all logs of the process to ``stream``, by default standard error.
 
@@ -54,7 +61,7 @@ def set_up(level: str, form: str, stream: TextIO | None = None) -> None:
     """
     stream = stream or sys.stderr
     handler = logging.StreamHandler(stream)
-    is_text = stream.isatty() if form == "auto" else form == "text"
+    is_text = resolve_format(form, stream) == "text"
     handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

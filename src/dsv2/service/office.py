@@ -15,6 +15,7 @@ from dsv2.service.folders import data_folder
 from dsv2.service.identify import SessionCookie, StoreIdentify, add_guest
 from dsv2.service.keeper import Keeper
 from dsv2.service.rates import Throttle
+from dsv2.service.serving import Admission
 from dsv2.service.store import Store, prices
 from dsv2.service.store.audit import SYSTEM
 from dsv2.service.store.checks import now_ms
@@ -69,8 +70,9 @@ class Office:
         self.cookie = SessionCookie(secure)
         self.guest_id = add_guest(store, now=clock()) if guest else None
         self.identify = StoreIdentify(store, self.cookie, self.guest_id, clock)
-        self.admission = StoreAdmission(self.writer, self.outbox, clock=clock)
-        self.keeper = Keeper(self.admission)
+        admission = StoreAdmission(self.writer, self.outbox, clock=clock)
+        self.admission: Admission = admission
+        self.keeper = Keeper(admission)
         self.log_ins = Throttle(10, QUARTER)
         self.log_ins_of_address = Throttle(100, QUARTER)
         self.log_ins_of_account = Throttle(100, QUARTER)

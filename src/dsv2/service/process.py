@@ -41,6 +41,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         name: of its sockets in it.
         drain_seconds: how long requests may go on after SIGTERM.
         max_waiting: most requests in line.
+        log_level: lowest that is written to standard error.
+        log_format: of it: like the parent's, which knows whether a terminal is there.
         model: a folder, ``pocket``, a release or ``owner/model``, as for
             :func:`dsv2.engine.loading.prepare`; the others are as there and as for
             :class:`dsv2.engine.llm.LLM`.
@@ -51,6 +53,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     name: str = "engine"
     drain_seconds: float = 30.0
     max_waiting: int = 1024
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "text"
     device: str = "auto"
     dtype: str = "auto"
     cache_dtype: str = "auto"

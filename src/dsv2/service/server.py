@@ -15,10 +15,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dsv2.checkpoint import resolve
+from dsv2.service import tracing
 from dsv2.service.bootstrap import first_admin_key, open_platform
 from dsv2.service.client import EngineClient
 from dsv2.service.drain import Drain
-from dsv2.service.logs import set_up
+from dsv2.service.logs import resolve_format, set_up
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office, ensure_prices, running
 from dsv2.service.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
@@ -27,6 +28,7 @@ from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
 from dsv2.service.site import make_app, make_operations_app
 from dsv2.service.store.checks import now_ms
 from dsv2.service.supervisor import Patience, Supervisor
+from dsv2.service.tracing import TracedAdmission, Tracing
 from dsv2.tokenizer import Tokenizer, chat_format
 
 log = logging.getLogger("dsv2.service")
@@ -109,6 +111,9 @@ class Server:
         if settings.operations_port is not None:
             operating = _bind("127.0.0.1", settings.operations_port)
             stack.callback(operating.close)
+        provider = tracing.start() if settings.trace else None
+        if provider is not None:
+            stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         store = open_platform(settings)
         stack.callback(store.close)
         secret = first_admin_key(store, now=now_ms())
@@ -123,9 +128,10 @@ class Server:
         ensure_prices(store, models.names, now=now_ms())
         await stack.enter_async_context(running(office))
         metrics = Metrics(lambda: models.all)
-        self._drain = Drain(
-            make_app(settings, office, models, metrics, is_ready=lambda: self.is_ready)
-        )
+        if provider is not None:
+            office.admission = TracedAdmission(office.admission)
+        app = make_app(settings, office, models, metrics, is_ready=lambda: self.is_ready)
+        self._drain = Drain(app if provider is None else Tracing(app, provider))
         listeners = [(self._listener(self._drain), listening)]
         if operating is not None:
             app = make_operations_app(models, metrics, is_ready=lambda: self.is_ready)
@@ -275,7 +281,8 @@ def _worker_options(
         cache_dtype=model.cache_dtype, cache_tokens=model.cache_tokens,
         max_sequences=model.max_sequences, max_step_tokens=model.max_step_tokens,
         threads=model.threads, deterministic=model.deterministic, speculate=model.speculate,
-        pull=model.pull, hub=model.hub,
+        pull=model.pull, hub=model.hub, log_level=settings.log_level,  # type: ignore[arg-type]
+        log_format=resolve_format(settings.log_format),
     )  # fmt: skip
 
 

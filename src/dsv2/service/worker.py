@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from dsv2.service.heartbeat import Beats
+from dsv2.service.logs import set_up
 from dsv2.service.process import (
     EXIT_BROKEN,
     EXIT_CLEAN,
@@ -182,7 +183,6 @@ def main(arguments: list[str] | None = None) -> int:
     # What libraries print must not come between the reports.
     report = Reports(os.dup(1))
     os.dup2(2, 1)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor's to handle
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     lifeline, stop = Lifeline(0), _Stop()
@@ -192,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ValueError("there are no options")
         options = msgspec.json.decode(line, type=WorkerOptions)
         where = addresses(options.folder, options.name)
+        set_up(options.log_level, options.log_format)
         check_private(options.folder)
     except (msgspec.MsgspecError, ValueError) as error:
         report("failed", str(error))

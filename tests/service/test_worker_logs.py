@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from dsv2.service.logs import resolve_format
+from dsv2.service.process import WorkerOptions
+from dsv2.service.server import _worker_options
+from dsv2.service.settings import ServeSettings
+from tests.service.workers import WORKER, environment, make_options, socket_folder
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_auto_is_text_on_a_terminal_and_json_elsewhere() -> None:
+    assert resolve_format("auto", Terminal()) == "text"
+    assert resolve_format("auto", io.StringIO()) == "json"
+    assert resolve_format("json", Terminal()) == "json"
+    assert resolve_format("text", io.StringIO()) == "text"
+
+
+def test_the_engine_process_is_told_a_format_and_never_auto(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = ServeSettings(log_level="warning")
+    for stream, form in ((Terminal(), "text"), (io.StringIO(), "json")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        options = _worker_options(settings.models[0], settings, tmp_path, "engine")
+        sent = msgspec.json.decode(msgspec.json.encode(options), type=WorkerOptions)
+        assert (sent.log_level, sent.log_format) == ("warning", form)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_engine_process_logs_like_its_parent(form: str, tmp_path: Path) -> None:
+    with socket_folder() as folder:
+        options = make_options(
+            tmp_path / "no such", folder, pull=False, log_level="error", log_format=form
+        )
+        with subprocess.Popen(
+            [sys.executable, "-m", WORKER, msgspec.json.encode(options).decode()],
+            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, bufsize=0,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None and process.stderr is not None
+            reports, lines = process.stdout.readlines(), process.stderr.read().decode().splitlines()
+    assert process.returncode != 0
+    assert json.loads(reports[-1])["phase"] == "failed"
+    if form == "json":
+        (entry,) = [json.loads(line) for line in lines]
+        assert (entry["level"], entry["logger"]) == ("error", "dsv2.service.worker")
+        assert "no such" in entry["trace"]
+    else:
+        assert "ERROR" in lines[0] and lines[0].endswith("the engine process ends")
