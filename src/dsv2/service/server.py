@@ -128,14 +128,17 @@ class Server:
         ensure_prices(store, models.names, now=now_ms())
         await stack.enter_async_context(running(office))
         metrics = Metrics(lambda: models.all)
+        app: ASGIApp = make_app(
+            settings, office, models, metrics, is_ready=lambda: self.is_ready,
+            admission=None if provider is None else TracedAdmission(office.admission),
+        )  # fmt: skip
         if provider is not None:
-            office.admission = TracedAdmission(office.admission)
-        app = make_app(settings, office, models, metrics, is_ready=lambda: self.is_ready)
-        self._drain = Drain(app if provider is None else Tracing(app, provider))
+            app = Tracing(app, provider)
+        self._drain = Drain(app)
         listeners = [(self._listener(self._drain), listening)]
         if operating is not None:
-            app = make_operations_app(models, metrics, is_ready=lambda: self.is_ready)
-            listeners.append((self._listener(app), operating))
+            operations = make_operations_app(models, metrics, is_ready=lambda: self.is_ready)
+            listeners.append((self._listener(operations), operating))
         tasks = [listener.install([place]) for listener, place in listeners]
         self._is_up = True
         self._tell(listening, operating, models, secret)

@@ -16,7 +16,7 @@ from dsv2.service.routes import inference_routers
 from dsv2.service.routes.health import health_routes, operations_routes
 from dsv2.service.routes.home import home_routes
 from dsv2.service.routes.platform import platform_routers
-from dsv2.service.serving import Caller, Models
+from dsv2.service.serving import Admission, Caller, Models
 from dsv2.service.settings import ServeSettings
 from dsv2.service.sse import Patience
 
@@ -27,8 +27,9 @@ def make_app(
     models: Models,
     metrics: Metrics,
     is_ready: Callable[[], bool],
+    admission: Admission | None = None,
 ) -> FastAPI:
-    """What the public listener serves."""
+    """What the public listener serves; ``admission`` stands for the office's own."""
     inference = Inference(
         models, office.admission, Patience(in_line=settings.queue_seconds), metrics
     )

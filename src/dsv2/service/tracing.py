@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dsv2.service.idempotent import Attempt
 from dsv2.service.serving import Admission, Caller, Ticket
 from dsv2.service.settings import SettingsError
 
@@ -127,6 +128,7 @@ class TracedAdmission:
         model: str,
         prompt_tokens: int,
         completion_tokens: int,
+        attempt: Attempt | None = None,
     ) -> Ticket:
         """As :meth:`Admission.admit`."""
         from opentelemetry import trace
@@ -136,7 +138,7 @@ class TracedAdmission:
         span.set_attribute("dsv2.request_id", request_id)
         ticket = await self._admission.admit(
             caller, request_id=request_id, model=model, prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
+            completion_tokens=completion_tokens, attempt=attempt,
         )  # fmt: skip
         return _TracedTicket(ticket, span, _begun.get(time.perf_counter()))
 
@@ -156,6 +158,9 @@ class _TracedTicket:
             self._span.set_attribute("gen_ai.response.time_to_first_chunk", seconds)
         self._counts = prompt_tokens, cached_tokens, completion_tokens
         self._ticket.note(prompt_tokens, cached_tokens, completion_tokens)
+
+    def keep(self, status: int, content_type: str, body: bytes) -> None:
+        self._ticket.keep(status, content_type, body)
 
     async def close(self, finish: str) -> None:
         if self._counts is not None:
