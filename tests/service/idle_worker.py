@@ -3,8 +3,8 @@
 Each request gets one token, and nothing more until its engine dies.
 
 Its options' ``model`` says what it does: ``serves``, ``ends N`` with that status after it was
-ready, ``fails N`` before it, ``never`` gets ready, ``stubborn`` does not stop, ``chatters`` first, ``says
-goodbye``: gives a hundred tokens more and exits.
+ready, ``fails N`` before it, ``never`` gets ready, ``stubborn`` does not stop, ``chatters`` first,
+``goodbye``: gives a hundred tokens more and exits.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
             if isinstance(message, Submit):
                 answer = Batch([Tokens(message.id, [5])])
             router.send_multipart([identity, encode(answer)])
-            if isinstance(message, Submit) and act == "says goodbye":
+            if isinstance(message, Submit) and act == "goodbye":
                 for _ in range(100):
                     router.send_multipart([identity, encode(answer)])
                 last = Batch([Tokens(message.id, [6], finish_reason="stop")])
