@@ -3,7 +3,8 @@
 Each request gets one token, and nothing more until its engine dies.
 
 Its options' ``model`` says what it does: ``serves``, ``ends N`` with that status after it was
-ready, ``fails N`` before it, ``never`` gets ready, ``stubborn`` does not stop, ``chatters`` first.
+ready, ``fails N`` before it, ``never`` gets ready, ``stubborn`` does not stop, ``chatters`` first,
+``goodbye``: gives a hundred tokens more and exits.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ def main() -> None:
             if isinstance(message, Submit):
                 answer = Batch([Tokens(message.id, [5])])
             router.send_multipart([identity, encode(answer)])
+            if isinstance(message, Submit) and act == "goodbye":
+                for _ in range(100):
+                    router.send_multipart([identity, encode(answer)])
+                last = Batch([Tokens(message.id, [6], finish_reason="stop")])
+                router.send_multipart([identity, encode(last)])
+                break
+    router.close(linger=2000)
+    context.term()
+    os._exit(0)
 
 
 if __name__ == "__main__":

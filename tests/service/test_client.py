@@ -263,6 +263,25 @@ def test_the_loss_of_the_process_is_known_at_once(cause: signal.Signals) -> None
         asyncio.run(act(folder))
 
 
+def test_the_last_words_of_a_process_are_heard() -> None:
+    async def act(folder: str) -> None:
+        supervisor = Supervisor(WorkerOptions(model="goodbye", folder=folder), command=IDLE)
+        client = EngineClient(folder)
+        await client.start()
+        await supervisor.start()
+        await client.wait_ready(10)
+        stream = client.stream(request("last"))
+        items = [await anext(stream)]
+        time.sleep(0.5)  # the answer and the end of the process are found at one time
+        items += await collect(stream)
+        assert tokens_of(items) == [5] * 101 + [6]
+        await supervisor.stop()
+        await client.close()
+
+    with socket_folder() as folder:
+        asyncio.run(act(folder))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cause", ["SIGKILL", "SIGSTOP", "exits at 3", "breaks all", "hangs at 3"])
 def test_streams_end_and_the_next_process_serves(tiny_folder: Path, cause: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import struct
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -32,6 +33,7 @@ from dsv2.service.wire import (
 
 log = logging.getLogger("dsv2.service.client")
 
+_POLLIN = int(zmq.POLLIN)
 _TICK = 0.2
 """Seconds between two looks at the engine's pulse."""
 _ASK_AGAIN = 5
@@ -111,13 +113,16 @@ class EngineClient:
         if self._context is not None:
             raise RuntimeError("the client has been started before")
         self._context = zmq.asyncio.Context()
+        self._loop = asyncio.get_running_loop()
         self._pulse = Pulse(
             self._context,
             self._where.heartbeat,
             hang_after=self._hang_after,
             silent_after=self._silent_after,
         )
-        socket = self._socket = self._context.socket(zmq.DEALER)
+        # A plain socket: one of zmq.asyncio would double what a token costs.
+        socket: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.DEALER)
+        self._socket = socket
         for option, value in (
             (zmq.LINGER, 0),
             (zmq.SNDHWM, _MOST_UNSENT),
@@ -126,13 +131,12 @@ class EngineClient:
             (zmq.RECONNECT_IVL_MAX, 500),
         ):
             socket.setsockopt(option, value)
-        self._monitor = socket.get_monitor_socket(
+        self._monitor: Any = socket.get_monitor_socket(
             zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
         )
         socket.connect(self._where.requests)
-        self._tasks = [
-            asyncio.create_task(one) for one in (self._read(), self._follow(), self._watch())
-        ]
+        self._loop.add_reader(socket.FD, self._read)
+        self._tasks = [asyncio.create_task(one) for one in (self._follow(), self._watch())]
 
     async def close(self) -> None:
         """Disconnect; open streams end with an :class:`EngineGoneError`."""
@@ -142,6 +146,7 @@ class EngineClient:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_all("the server is stopping")
+        self._loop.remove_reader(self._socket.FD)
         await self._pulse.close()
         self._socket.disable_monitor()
         self._monitor.close()
@@ -224,18 +229,22 @@ class EngineClient:
     def _send(self, frame: bytes) -> bool:
         """Hand a message to the socket; false when it takes none."""
         try:
-            error = self._socket.send(frame, zmq.NOBLOCK).exception()  # type: ignore[attr-defined]
-        except zmq.ZMQError as closed:
-            error = closed
-        return error is None
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            return False
+        # Sending may have used up the sign that there is something to read.
+        self._loop.call_soon(self._read)
+        return True
 
     def _cancel(self, ids: Iterable[str]) -> None:
         """Cancel requests, now or as soon as the socket takes messages."""
         self._unsent += [one for one in ids if not self._send(encode(Cancel(one)))]
 
-    async def _read(self) -> None:
-        while True:
-            self._take(await self._socket.recv())
+    def _read(self) -> None:
+        """Take in all that is there: only then does the socket give a sign again."""
+        socket = self._socket
+        while not socket.closed and int(socket.get(zmq.EVENTS)) & _POLLIN:
+            self._take(socket.recv(zmq.NOBLOCK))
 
     def _take(self, frame: bytes) -> None:
         try:
@@ -269,19 +278,11 @@ class EngineClient:
                 self._is_connected, self._asked = True, 0
                 self._send(encode(Ask()))
             elif event == zmq.Event.DISCONNECTED:
-                self._take_rest()
+                self._read()  # what it said before it went
                 self._is_connected = False
                 self._ready.clear()
                 # What the lost one did not read is kept for the next one, and cancelled there.
                 self._give_up("the engine process has ended")
-
-    def _take_rest(self) -> None:
-        """Take what the engine sent before it went."""
-        while True:
-            future: asyncio.Future[bytes] = self._socket.recv(zmq.NOBLOCK)  # type: ignore[assignment]
-            if future.exception() is not None:
-                return
-            self._take(future.result())
 
     async def _watch(self) -> None:
         """End the streams of an engine that hangs, and repeat what could not be sent."""
