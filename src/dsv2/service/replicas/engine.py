@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +24,8 @@ from dsv2.service.replicas.messages import (
 )
 from dsv2.service.serving import EngineGoneError
 from dsv2.service.wire import Stats, Tokens, encode, to_wire
+from dsv2.tokenizer import Tokenizer
+from dsv2.tokenizer.bpe import FILES
 
 log = logging.getLogger("dsv2.service.replicas")
 
@@ -185,13 +189,16 @@ class _Call:
             except BackPressureError as error:
                 raise OverloadedError("the line is full; try again later") from error
             except StopAsyncIteration:
-                return self._lost("the replica has ended an answer without a word")
+                self.lose("the replica has ended an answer without a word")
+                return None
             except (RayError, RayServeException, msgspec.MsgspecError) as error:
-                return self._lost(f"the replica is lost ({type(error).__name__})")
+                self.lose(f"the replica is lost ({type(error).__name__})")
+                return None
             if isinstance(message, Taken):
                 self.was_taken = True
             elif isinstance(message, Lost):
-                return self._lost(message.reason)
+                self.lose(message.reason)
+                return None
             elif message.outputs:
                 return message.outputs[0]
 
@@ -211,13 +218,27 @@ class _Call:
             task.cancel()
             self._engine._open.discard(task)
 
-    def _lost(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
+        """There is no more to come, and why."""
         self.has_ended, self.reason = True, reason
 
     def close(self) -> None:
         """Cancel the request at the replica if it is still under way."""
         if not self.has_ended:
             self._response.cancel()
+
+
+def tokenizer_of(files: dict[str, bytes]) -> Tokenizer:
+    """The tokenizer of replicas, which may run where this machine's files are not.
+
+    Raises:
+        TokenizerError: a file is malformed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dsv2-") as folder:
+        for name in FILES:
+            if name in files:
+                (Path(folder) / name).write_bytes(files[name])
+        return Tokenizer.from_folder(Path(folder))
 
 
 def _frame(request: Request) -> bytes:

@@ -22,7 +22,7 @@ from dsv2.service.replicas.board import NAMESPACE
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
 from dsv2.service.supervisor import Patience, Supervisor
-from dsv2.service.wire import Batch, Tokens, Welcome, decode_to_engine, encode, from_wire
+from dsv2.service.wire import Batch, Submit, Tokens, Welcome, encode, from_wire
 from dsv2.tokenizer import Tokenizer
 
 log = logging.getLogger("dsv2.service.replicas")
@@ -93,9 +93,9 @@ class EngineReplica:
         """Take a :class:`dsv2.service.wire.Submit` and yield frames of ``FromReplica``."""
         yield encode(Taken(self._name, os.getpid()))
         try:
-            submit = decode_to_engine(frame)
-            request = from_wire(submit)  # type: ignore[arg-type]
-        except (msgspec.MsgspecError, AttributeError, TypeError, ValueError) as error:
+            submit = msgspec.msgpack.decode(frame, type=Submit)
+            request = from_wire(submit)
+        except (msgspec.MsgspecError, TypeError, ValueError) as error:
             yield encode(Batch([_rejected("", "request", f"cannot be read: {error!s:.200}")]))
             return
         self._numbered += 1
