@@ -31,7 +31,9 @@ pytestmark = [
 LONG = SamplingParams(max_tokens=400, temperature=0.0, ignore_eos=True)
 
 
-def test_replicas_are_one_engine_that_outlives_one_of_them(tiny_folder: Path) -> None:
+def test_replicas_are_one_engine_that_outlives_one_of_them(
+    tiny_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     llm = LLM(tiny_folder, device="cpu", dtype="float32", threads=1)
     requests = [request(str(n), 5 + 11 * n) for n in range(6)]
     expected = [list(one.token_ids)
@@ -50,6 +52,8 @@ def test_replicas_are_one_engine_that_outlives_one_of_them(tiny_folder: Path) ->
             await _gate(engine)
             await _cancel(engine)
             await _kill_under_load(engine, lambda pid: os.kill(pid, signal.SIGKILL))
+            # Those in its line had got nothing, and went on at the other one.
+            assert "a request goes to another replica" in caplog.text
             again = await asyncio.gather(*(collect(engine.stream(one)) for one in requests))
             assert [tokens_of(items) for items in again] == expected
 
@@ -83,10 +87,10 @@ async def _kill_under_load(engine: RayEngine, kill: Callable[[int], None]) -> No
 
     # Eight sequences at once per replica: four of twenty wait in line.
     tasks = [asyncio.create_task(follow(number)) for number in range(20)]
-    await until(lambda: sum(count > 3 for count in counts) >= 12, 60)
+    await until(lambda: any(beat.stats.waiting for beat in engine.replicas), 60)
     at_kill = list(counts)
-    victim, pid = next(iter(before.items()))
-    kill(pid)
+    victim = next(beat.replica for beat in engine.replicas if beat.stats.waiting)
+    kill(before[victim])
     ends = await _all(tasks)
     for begun, count, end in zip(at_kill, counts, ends, strict=True):
         if isinstance(end, BaseException):
