@@ -110,3 +110,10 @@ def test_a_guest_is_for_the_loopback_alone() -> None:
     assert not ServeSettings(guest=False).allows_guest
     assert ServeSettings(host="0.0.0.0", allowed_hosts=("*",)).host_names is None
     assert "api.example.org" in (ServeSettings(allowed_hosts=("api.example.org",)).host_names or ())
+
+
+def test_fewer_replicas_than_always_run_are_refused() -> None:
+    settings = read_settings(given={"ray": True, "ray_min_replicas": 2, "ray_max_replicas": 3})
+    assert (settings.ray, settings.ray_address) == (True, "local")
+    with pytest.raises(SettingsError, match="ray_min_replicas is 2, allowed is up to"):
+        read_settings(given={"ray_min_replicas": 2})

@@ -108,6 +108,28 @@ def serve(
     trace: Annotated[
         bool | None, _option("Traces by OpenTelemetry (extra `otel`).", "trace")
     ] = None,
+    ray: Annotated[
+        bool | None, _option("Engines as replicas of Ray Serve (extra `ray`).", "ray")
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        _option("local for a Ray of its own, auto, or HOST:PORT of a cluster.", "ray_address"),
+    ] = None,
+    ray_app: Annotated[
+        str | None, _option("Begins the names of applications in Ray Serve.", "ray_app")
+    ] = None,
+    ray_min_replicas: Annotated[
+        int | None, _option("Of each model, always.", "ray_min_replicas")
+    ] = None,
+    ray_max_replicas: Annotated[
+        int | None, _option("Of each model, under load.", "ray_max_replicas")
+    ] = None,
+    ray_target_requests: Annotated[
+        int | None,
+        _option(
+            "Requests per replica to aim at.", "ray_target_requests", shown="3/4 of max_sequences"
+        ),
+    ] = None,
     device: Annotated[str | None, _of_model("auto, cpu or cuda.", "device")] = None,
     dtype: Annotated[
         str | None, _of_model("float32, bfloat16, int8, int4; auto: the widest that fits.", "dtype")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,6 +24,8 @@ from dsv2.service.logs import resolve_format, set_up
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office, ensure_prices, running
 from dsv2.service.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
+from dsv2.service.replicas.cluster import Scaling, connected
+from dsv2.service.replicas.engine import RayEngine, tokenizer_of
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
 from dsv2.service.site import make_app, make_operations_app
@@ -71,7 +74,7 @@ class Server:
         self._cut = asyncio.Event()
         self._drain: Drain | None = None
         self._supervisors: list[Supervisor] = []
-        self._clients: list[EngineClient] = []
+        self._clients: list[EngineClient | RayEngine] = []
         self._is_up = False
 
     @property
@@ -93,14 +96,18 @@ class Server:
                 what.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+        self._follow_signals()
         try:
             async with AsyncExitStack() as stack:
                 return await self._run(stack)
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
+
+    def _follow_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
 
     async def _run(self, stack: AsyncExitStack) -> int:
         settings = self.settings
@@ -122,7 +129,8 @@ class Server:
             guest=settings.allows_guest,
         )  # fmt: skip
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv2-")))
-        models = await stack.enter_async_context(self._engines(folder))
+        engines = self._replicas() if settings.ray else self._engines(folder)
+        models = await stack.enter_async_context(engines)
         if models is None:
             return EXIT_FAILED if self.failure else EXIT_CLEAN
         ensure_prices(store, models.names, now=now_ms())
@@ -160,21 +168,19 @@ class Server:
             restarts=settings.max_restarts,
         )  # fmt: skip
         try:
+            clients: list[EngineClient] = []
             for number, model in enumerate(settings.models):
                 options = _worker_options(model, settings, folder, f"engine-{number}")
                 supervisor = Supervisor(options, patience=patience, on_failed=self._failed)
                 client = EngineClient(folder, options.name, hang_after=settings.hang_seconds)
                 self._supervisors.append(supervisor)
                 self._clients.append(client)
+                clients.append(client)
                 self._say(f"loading {model.name}")
                 await supervisor.start()
                 await client.start()
-            ready = asyncio.gather(*(self._ready(number) for number in range(len(self._clients))))
-            stopped = asyncio.create_task(self._stop.wait())
-            await asyncio.wait((ready, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if not ready.done():
-                ready.cancel()
+            ready = asyncio.gather(*(self._ready(n, one) for n, one in enumerate(clients)))
+            if not await self._unless_stopped(ready):
                 yield None
                 return
             if (error := ready.exception()) is not None:
@@ -183,8 +189,8 @@ class Server:
                 return
             yield Models(
                 [
-                    self._served(model, client)
-                    for model, client in zip(settings.models, self._clients, strict=True)
+                    self._served(model, client, Tokenizer.from_folder(resolve(model.model)))
+                    for model, client in zip(settings.models, clients, strict=True)
                 ]
             )
         finally:
@@ -195,12 +201,55 @@ class Server:
         while self._clients:
             await self._clients.pop().close()
 
-    async def _ready(self, number: int) -> None:
+    @asynccontextmanager
+    async def _replicas(self) -> AsyncGenerator[Models | None]:
+        """Replicas of Ray Serve that are ready; None if the server is to end before."""
+        settings = self.settings
+        scaling = Scaling(
+            settings.ray_min_replicas, settings.ray_max_replicas, settings.ray_target_requests,
+            start_seconds=settings.start_seconds, hang_seconds=settings.hang_seconds,
+        )  # fmt: skip
+        async with AsyncExitStack() as stack:
+            cluster = await stack.enter_async_context(connected(settings.ray_address))
+            self._follow_signals()  # Ray's core puts its own handler of SIGTERM in their place
+            served: list[ServedModel] = []
+            for model in settings.models:
+                self._say(f"loading {model.name} on Ray")
+                options = _worker_options(model, settings, Path(), "engine")
+                name = f"{settings.ray_app}-{model.name}"
+                starting = asyncio.ensure_future(
+                    stack.enter_async_context(cluster.deployed(name, options, scaling))
+                )
+                if not await self._unless_stopped(starting):
+                    yield None
+                    return
+                if (error := starting.exception()) is not None:
+                    self._failed(str(error))
+                    yield None
+                    return
+                engine = starting.result()
+                self._clients.append(engine)
+                tokenizer = await asyncio.to_thread(tokenizer_of, engine.tokenizer_files)
+                served.append(self._served(model, engine, tokenizer))
+            yield Models(served)
+
+    async def _unless_stopped(self, waits: asyncio.Future[Any]) -> bool:
+        """Wait for something; false, and it is cancelled, when the server is stopped before."""
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait((waits, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not waits.done():
+            waits.cancel()
+            await asyncio.gather(waits, return_exceptions=True)
+            return False
+        return True
+
+    async def _ready(self, number: int, client: EngineClient) -> None:
         supervisor = self._supervisors[number]
         watching = asyncio.create_task(self._follow(number))
         try:
             await supervisor.wait_ready()
-            await self._clients[number].wait_ready(30.0)
+            await client.wait_ready(30.0)
         finally:
             watching.cancel()
 
@@ -215,9 +264,10 @@ class Server:
                     self._say(f"{model.name}: {last}")
             await asyncio.sleep(0.2)
 
-    def _served(self, model: ModelSettings, client: EngineClient) -> ServedModel:
+    def _served(
+        self, model: ModelSettings, client: EngineClient | RayEngine, tokenizer: Tokenizer
+    ) -> ServedModel:
         self._say(f"{model.name}: {client.description}")
-        tokenizer = Tokenizer.from_folder(resolve(model.model))
         form = chat_format(tokenizer.chat_format_name, tokenizer)
         return ServedModel(model.name, client, tokenizer, form, model.aliases)
 

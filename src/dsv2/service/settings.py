@@ -102,6 +102,15 @@ class ServeSettings(BaseModel):
         log_level: ``debug``, ``info``, ``warning`` or ``error``.
         log_format: ``json``, ``text``, or ``auto`` for text on a terminal and JSON elsewhere.
         trace: send traces by OpenTelemetry, as its own environment variables say.
+        ray: run the engines as replicas of Ray Serve.
+        ray_address: ``local`` for a Ray of our own on this machine, ``auto`` for the one that runs
+            on it, or ``HOST:PORT`` of a cluster.
+        ray_app: begins the names of the applications in Ray Serve; two servers on one cluster need
+            different ones.
+        ray_min_replicas: of each model, that always run.
+        ray_max_replicas: of each model.
+        ray_target_requests: under way per replica, that the autoscaler aims at; None for three
+            quarters of ``max_sequences``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -125,6 +134,21 @@ class ServeSettings(BaseModel):
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
     log_format: str = Field(default="auto", pattern="^(auto|json|text)$")
     trace: bool = False
+    ray: bool = False
+    ray_address: str = Field(default="local", min_length=1, max_length=256)
+    ray_app: str = Field(default="dsv2", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    ray_min_replicas: int = Field(default=1, ge=1, le=1000)
+    ray_max_replicas: int = Field(default=1, ge=1, le=1000)
+    ray_target_requests: int | None = Field(default=None, ge=1, le=100_000)
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.ray_min_replicas > self.ray_max_replicas:
+            raise ValueError(
+                f"ray_min_replicas is {self.ray_min_replicas}, allowed is up to ray_max_replicas, "
+                f"which is {self.ray_max_replicas}"
+            )
+        return self
 
     @property
     def is_loopback(self) -> bool:
