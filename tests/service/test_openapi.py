@@ -33,8 +33,8 @@ def quick(examples: int) -> Any:
     )  # fmt: skip
 
 
-# The beta and bare addresses are the same routes. Making up conversations takes seconds, so they are
-# left to the slow test.
+# The beta and bare addresses are the same routes. Making up conversations takes seconds, which is
+# for the slow test.
 @schema.include(path_regex="^/v1/(comp|det|mod|tokenizer)").parametrize()
 @quick(6)
 def test_nothing_breaks_the_server(case: Any) -> None:
