@@ -80,7 +80,7 @@ def test_an_open_loop_of_chats_as_a_table(tmp_path: Path) -> None:
     assert (cells["ended by stop"], cells["output tokens"], cells["input tokens"]) == (
         "4", "4", "12",
     )  # fmt: skip
-    for name in ("time to first token", "time per output token", "between chunks", "end to end"):
+    for name in ("TTFT", "TPOT", "ITL", "E2E"):
         assert name in result.stdout
     assert "HTTP 429, such as: Rate limit [b]" in result.stdout
     assert all(body["messages"] == [{"role": "user", "content": "hi"}] for body in bodies)

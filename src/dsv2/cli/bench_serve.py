@@ -23,6 +23,8 @@ _ADVICE = {
     429: "the key's limits are below this run's load",
 }
 
+_LEGEND = "TTFT: first token; TPOT: per token after it; ITL: between chunks; E2E: to the end"
+
 
 @dataclass(frozen=True)
 class Load:
@@ -273,14 +275,14 @@ def show(title: str, report: Report) -> None:
     counts.add_column("value", justify="right")
     for name, value in _rows(report):
         counts.add_row(escape(name), value)
-    latencies = Table("ms", title="whole answers")
+    latencies = Table("ms", title="whole answers", caption=_LEGEND)
     for column in ("mean", "median", "p90", "p95", "p99", "max"):
         latencies.add_column(column, justify="right")
     for name, spread in (
-        ("time to first token", report.ttft_ms),
-        ("time per output token after the first", report.tpot_ms),
-        ("between chunks (inter-token latency)", report.itl_ms),
-        ("end to end", report.e2e_ms),
+        ("TTFT", report.ttft_ms),
+        ("TPOT", report.tpot_ms),
+        ("ITL", report.itl_ms),
+        ("E2E", report.e2e_ms),
     ):
         latencies.add_row(name, *_cells(spread))
     console = Console()

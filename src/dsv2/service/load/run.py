@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ async def open_loop(
     Raises:
         ValueError: the rate is no rate, or nothing ends the run.
     """
-    if requests is None and (seconds is None or rate == float("inf")):
+    if requests is None and (seconds is None or math.isinf(rate)):
         raise ValueError("rate inf needs a number of requests")
     bodies, times = _bodies(ask, prompts, requests), arrivals(rate, seed)
     under_way: list[asyncio.Task[Record]] = []
@@ -117,8 +118,9 @@ async def open_loop(
         if seconds is not None and offset >= seconds:
             break
         due = start + offset
-        # Also when it is late: the loop must get to those under way.
-        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        if math.isfinite(rate):
+            # Also when it is late: the loop must get to those under way.
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
         under_way.append(asyncio.create_task(client.ask(ask.endpoint, next(bodies), number, due)))
     return _run(await asyncio.gather(*under_way), start, cpu)
 
