@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.checkpoint.names import Place, place_of, published_name, published_shapes
+from dsv2.checkpoint.names import (
+    Place,
+    place_of,
+    published_name,
+    published_shapes,
+    stored_names,
+)
 from dsv2.checkpoint.safetensors import DTYPES, ModelLoadError, SafetensorsFile
 from dsv2.checkpoint.weights import locate_files, parameter_shapes, read_stacked
 from dsv2.kernels.formats import FP8_BLOCK, BlockTensor, Weight, dequantise
@@ -110,17 +116,13 @@ class Fp8Files:
             ModelLoadError: it cannot be read, or holds NaN or infinity.
         """
         shape = self._shapes[parameter]
-        stacked = ".experts." in parameter
-        names = [
-            published_name(Place(parameter, expert))
-            for expert in (range(shape[0]) if stacked else (None,))
-        ]
+        names = stored_names(parameter, shape)
         whole = read_stacked(self._files, names)
         weight: Weight = whole
         if is_fp8(parameter, shape):
             scales = read_stacked(self._files, [f"{name}_scale_inv" for name in names])
             weight = BlockTensor(whole, scales)
-        return weight if stacked else weight[0]
+        return weight if ".experts." in parameter else weight[0]
 
     def fetch_wide(self, parameter: str) -> Tensor:
         """A parameter in bf16 where it is stored in fp8, else as it is stored."""

@@ -87,6 +87,13 @@ def published_name(place: Place) -> str:
     return prefix + _LAYER_BACK[own]
 
 
+def stored_names(parameter: str, shape: tuple[int, ...]) -> list[str]:
+    """The published names of what makes up a parameter: one, or one for each stacked expert."""
+    if ".experts." not in parameter:
+        return [published_name(Place(parameter))]
+    return [published_name(Place(parameter, expert)) for expert in range(shape[0])]
+
+
 def published_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a published checkpoint, in the order it is written."""
     d, heads, latent = config.hidden_size, config.num_attention_heads, config.kv_lora_rank

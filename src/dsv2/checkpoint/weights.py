@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dsv2.checkpoint.hub import resolve
-from dsv2.checkpoint.names import Place, place_of, published_name, published_shapes
+from dsv2.checkpoint.names import Place, place_of, published_shapes, stored_names
 from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
@@ -217,14 +217,8 @@ class PublishedFiles:
         Raises:
             ModelLoadError: it cannot be read, or holds NaN or infinity.
         """
-        shape = self._shapes[parameter]
-        stacked = ".experts." in parameter
-        names = [
-            published_name(Place(parameter, expert))
-            for expert in (range(shape[0]) if stacked else (None,))
-        ]
-        whole = read_stacked(self._files, names)
-        return whole if stacked else whole[0]
+        whole = read_stacked(self._files, stored_names(parameter, self._shapes[parameter]))
+        return whole if ".experts." in parameter else whole[0]
 
 
 def read_stacked(files: Mapping[str, SafetensorsFile], names: Sequence[str]) -> Tensor:
