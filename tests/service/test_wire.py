@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsv2.engine.request import Request, SamplingParams, Structure
@@ -64,6 +64,8 @@ def test_the_other_messages_arrive_too() -> None:
         assert decode_from_engine(encode(message)) == message
 
 
+@example(b"\x91\xa4\x00\x00\x00\x80")  # a text that is no UTF-8
+@example(b"\x91" * 5000)  # nested deeper than the decoder goes
 @given(st.binary(max_size=200))
 def test_other_bytes_are_no_message(frame: bytes) -> None:
     for decode in (decode_to_engine, decode_from_engine):

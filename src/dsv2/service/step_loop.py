@@ -28,6 +28,7 @@ from dsv2.service.wire import (
     Welcome,
     decode_to_engine,
     from_wire,
+    refusing,
 )
 
 log = logging.getLogger("dsv2.service.worker")
@@ -36,6 +37,8 @@ MAX_FAILED_STEPS = 3
 """So many failed steps in a row mean that the engine cannot go on."""
 _MAX_AT_ONCE = 256
 """Messages taken in between two steps, so that a flood of them does not stop the answers."""
+_decode_any = refusing(msgspec.msgpack.decode)
+
 _STOPPING = "the engine is stopping; try again later"
 
 
@@ -153,7 +156,7 @@ class StepLoop:
             if len(frames) != 1:
                 raise msgspec.DecodeError(f"a message of {len(frames)} frames")
             message = decode_to_engine(frames[0])
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except msgspec.MsgspecError as error:
             self._refuse(connection, frames, error)
             return
         if isinstance(message, Submit):
@@ -317,8 +320,8 @@ def _logprobs(found: TokenLogprobs) -> Logprobs:
 def _id_within(frames: list[bytes]) -> str | None:
     """The id in a frame that is a request all the same, though not a good one."""
     try:
-        found = msgspec.msgpack.decode(frames[0]) if len(frames) == 1 else None
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        found = _decode_any(frames[0]) if len(frames) == 1 else None
+    except msgspec.MsgspecError:
         return None
     match found:
         case ["submit", str(name), *_]:

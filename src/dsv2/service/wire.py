@@ -7,12 +7,15 @@ the connection it came from, not the process.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
 from dsv2.engine.request import Request, SamplingParams, Structure
+
+_T = TypeVar("_T")
 
 
 class Logprobs(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -135,8 +138,25 @@ ToEngine = Submit | Cancel | Ask
 FromEngine = Batch | Heartbeat | Welcome
 
 encode = msgspec.msgpack.Encoder().encode
-decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
-decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
+
+
+def refusing(decode: Callable[[bytes], _T]) -> Callable[[bytes], _T]:
+    """A decoder of msgspec's that raises msgspec.MsgspecError for every frame that is no message.
+
+    By itself msgspec raises others for text that is no UTF-8 and for a frame nested too deep.
+    """
+
+    def read(frame: bytes) -> _T:
+        try:
+            return decode(frame)
+        except (UnicodeDecodeError, RecursionError) as error:
+            raise msgspec.DecodeError(str(error)) from error
+
+    return read
+
+
+decode_to_engine = refusing(msgspec.msgpack.Decoder(ToEngine).decode)
+decode_from_engine = refusing(msgspec.msgpack.Decoder(FromEngine).decode)
 
 _DEFAULTS = SamplingParams()
 

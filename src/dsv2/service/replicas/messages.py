@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from dsv2.service.wire import Batch, Stats, Welcome
+from dsv2.service.wire import Batch, Stats, Welcome, refusing
 
 
 class Taken(msgspec.Struct, tag="taken", array_like=True, frozen=True):
@@ -38,6 +38,6 @@ class Description(msgspec.Struct, array_like=True, frozen=True):
 
 FromReplica = Batch | Taken | Lost
 
-decode_from_replica = msgspec.msgpack.Decoder(FromReplica).decode
-decode_beat = msgspec.msgpack.Decoder(Beat).decode
-decode_description = msgspec.msgpack.Decoder(Description).decode
+decode_from_replica = refusing(msgspec.msgpack.Decoder(FromReplica).decode)
+decode_beat = refusing(msgspec.msgpack.Decoder(Beat).decode)
+decode_description = refusing(msgspec.msgpack.Decoder(Description).decode)

@@ -22,12 +22,14 @@ from dsv2.service.replicas.board import NAMESPACE
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
 from dsv2.service.supervisor import Patience, Supervisor
-from dsv2.service.wire import Batch, Submit, Tokens, Welcome, encode, from_wire
+from dsv2.service.wire import Batch, Submit, Tokens, Welcome, encode, from_wire, refusing
 from dsv2.tokenizer import Tokenizer
 
 log = logging.getLogger("dsv2.service.replicas")
 
 _BEAT_SECONDS = 0.5
+
+_decode_submit = refusing(msgspec.msgpack.Decoder(Submit).decode)
 
 
 class EngineReplica:
@@ -93,7 +95,7 @@ class EngineReplica:
         """Take a :class:`dsv2.service.wire.Submit` and yield frames of ``FromReplica``."""
         yield encode(Taken(self._name, os.getpid()))
         try:
-            submit = msgspec.msgpack.decode(frame, type=Submit)
+            submit = _decode_submit(frame)
             request = from_wire(submit)
         except (msgspec.MsgspecError, TypeError, ValueError) as error:
             yield encode(Batch([_rejected("", "request", f"cannot be read: {error!s:.200}")]))
