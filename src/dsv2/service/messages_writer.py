@@ -19,13 +19,8 @@ from dsv2.service.message_answers import (
     ToolUseContent,
     message_usage,
 )
+from dsv2.service.sse import named_event
 from dsv2.service.tool_stream import whole_calls
-
-
-def named_event(name: str, fields: dict[str, Any]) -> bytes:
-    """A server-sent event with a name, which its data repeats as ``type``."""
-    data = encode({"type": name} | fields)
-    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
 def _stop(piece: Piece) -> tuple[StopReason, str | None]:

@@ -27,15 +27,18 @@ from dsv2.service.protocol import (
     CountTokensBody,
     DetokenizeBody,
     MessagesBody,
+    ResponsesBody,
     TokenizeBody,
 )
+from dsv2.service.response_answers import ModelResponse
 
 BODIES: tuple[type[Body], ...] = (
     ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MessagesBody, CountTokensBody,
+    ResponsesBody,
 )  # fmt: skip
 ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion, TextCompletion, ModelList, ModelCard, TokenList, Detokenized, TokenizerInfo,
-    Message, TokenCount,
+    Message, TokenCount, ModelResponse,
 )  # fmt: skip
 
 _REFS = "#/components/schemas/{name}"

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -32,6 +32,12 @@ DONE = b"data: [DONE]\n\n"
 def event(value: object) -> bytes:
     """A server-sent event."""
     return b"data: " + encode(value) + b"\n\n"
+
+
+def named_event(name: str, fields: dict[str, Any]) -> bytes:
+    """A server-sent event with a name, which its data repeats as ``type``."""
+    data = encode({"type": name} | fields)
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
 class Writer(Protocol):

@@ -37,7 +37,9 @@ ROLES = (
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
 COMPLETION = {"model": "tiny", "prompt": "x", "max_tokens": 4}
 MESSAGE = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+RESPONSE = {"model": "tiny", "input": "x", "max_output_tokens": 4}
 BODIES: dict[str, Any] = {
+    **{f"POST {base}/responses": RESPONSE for base in ("", "/v1")},
     **{
         f"POST {base}/v1/messages{more}": MESSAGE
         for base in ("", "/anthropic")

@@ -15,6 +15,7 @@ from dsv2.service.protocol.base import Body, ResponseFormat, SamplingBody, Strea
 from dsv2.service.protocol.chat import ChatBody, ChatMessage, Tool, ToolChoice
 from dsv2.service.protocol.completions import CompletionBody
 from dsv2.service.protocol.messages import CountTokensBody, MessagesBody
+from dsv2.service.protocol.responses import ResponsesBody
 from dsv2.service.protocol.tokenize import DetokenizeBody, TokenizeBody
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "DetokenizeBody",
     "MessagesBody",
     "ResponseFormat",
+    "ResponsesBody",
     "SamplingBody",
     "StreamOptions",
     "TokenizeBody",

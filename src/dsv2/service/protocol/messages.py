@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dsv2.service.protocol.base import Body, Many, Strict
+from dsv2.service.protocol.base import Body, Many, Strict, only_type
 from dsv2.service.protocol.chat import FunctionName
 
 
@@ -61,7 +61,7 @@ class InputMessage(Strict):
 class InputTool(Strict):
     """A function that the assistant may call; Anthropic's own tools are not here."""
 
-    type: Literal["custom"] | None = None
+    type: Annotated[Literal["custom"] | None, only_type("custom")] = None
     name: FunctionName
     description: str | None = None
     input_schema: dict[str, Any]
