@@ -115,7 +115,8 @@ def test_anthropic_errors(claude: Any, site: Site) -> None:
         claude.messages.create(model="pocket", max_tokens=0, messages=HI)
     with pytest.raises(anthropic.NotFoundError) as missing:
         claude.messages.create(model="gpt-9", max_tokens=9, messages=HI)
-    assert missing.value.body["error"]["type"] == "not_found_error"
+    body: Any = missing.value.body
+    assert body["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.AuthenticationError):
         claude.with_options(api_key="wrong").messages.create(
             model="pocket",
