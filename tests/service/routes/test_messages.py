@@ -248,7 +248,7 @@ def test_tool_calls() -> None:
     assert '"name": "get_weather"' in prompt(made)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.integers(1, len(IDS)), max_size=len(IDS)), st.integers(0, 30))
 def test_streamed_calls_are_the_whole_ones_under_every_split(split: list[int], cut: int) -> None:
     ids, finish = IDS[: len(IDS) - cut], "length" if cut else "stop"
