@@ -57,6 +57,8 @@ def test_every_address_and_status_is_described() -> None:
         "/chat/completions", "/v1/chat/completions", "/beta/chat/completions", "/completions",
         "/v1/completions", "/beta/completions", "/models", "/v1/models", "/v1/models/{model}",
         "/tokenize", "/v1/tokenize", "/detokenize", "/tokenizer_info",
+        "/v1/messages", "/v1/messages/count_tokens", "/anthropic/v1/messages", "/responses",
+        "/v1/responses",
     }  # fmt: skip
     for path, operations in found["paths"].items():
         for method, operation in operations.items():
@@ -66,3 +68,7 @@ def test_every_address_and_status_is_described() -> None:
     body = found["components"]["schemas"]["ChatBody"]
     assert set(body["required"]) == {"model", "messages"}
     assert "schema" in found["components"]["schemas"]["JsonSchema"]["properties"]
+    refused = found["paths"]["/v1/messages"]["post"]["responses"]["400"]["content"]
+    name = refused["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert name == "AnthropicError"
+    assert set(found["components"]["schemas"][name]["required"]) == {"type", "error"}

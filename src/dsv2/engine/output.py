@@ -11,6 +11,9 @@ class OutputText:
 
     The pieces that :meth:`push` and :meth:`finish` return are together the whole text. A stop
     string ends it, and neither it nor the beginning of one is ever given out.
+
+    Attributes:
+        stop: the stop string that has ended it.
     """
 
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
@@ -21,6 +24,7 @@ class OutputText:
         self._tokens = 0
         self._held = ""
         self._finished = False
+        self.stop: str | None = None
 
     def push(self, token: int) -> tuple[str, bool]:
         """The text that a token lets out, and whether a stop string has ended the answer."""
@@ -37,9 +41,10 @@ class OutputText:
 
     def _release(self, *, final: bool) -> tuple[str, bool]:
         if self._tokens > self._min_tokens or (final and self._tokens >= self._min_tokens):
-            found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+            found = [(place, stop) for stop in self._stops if (place := self._held.find(stop)) >= 0]
             if found:
-                text, self._held, self._finished = self._held[: min(found)], "", True
+                place, self.stop = min(found)
+                text, self._held, self._finished = self._held[:place], "", True
                 return text, True
         kept = 0 if final else self._kept()
         cut = len(self._held) - kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from dsv2.service.deps import Identify, public, signed_in
+from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 from dsv2.service.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestContext, RequestWatch
 from dsv2.service.openapi import schema_of
@@ -80,9 +81,9 @@ def _schema_router(app: FastAPI, *, is_public: bool) -> APIRouter:
     return router
 
 
-def answer_of(error: ApiError) -> JSONResponse:
-    """An error as an answer."""
-    return JSONResponse(error.body, error.status, headers=error.headers)
+def answer_of(error: ApiError, scope: Mapping[str, Any]) -> JSONResponse:
+    """An error as an answer, in the shape of the address that was asked."""
+    return JSONResponse(body_at(scope, error), error.status, headers=error.headers)
 
 
 def _is_guarded(route: APIRoute) -> bool:
@@ -97,13 +98,14 @@ def _calls(dependant: Dependant) -> Iterator[Any]:
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return answer_of(error)
+    return answer_of(error, request.scope)
 
 
 async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     words = _WORDS.get(error.status_code, str(error.detail))
-    return answer_of(ApiError(error.status_code, words, headers=error.headers))
+    problem = ApiError(error.status_code, words, headers=error.headers)
+    return answer_of(problem, request.scope)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -112,4 +114,5 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
     kind, *path = first["loc"]
     param = ".".join(str(part) for part in path) or None
     status = 422 if kind == "body" and path else 400
-    return answer_of(ApiError(status, f"{param or kind}: {first['msg']}", param=param))
+    problem = ApiError(status, f"{param or kind}: {first['msg']}", param=param)
+    return answer_of(problem, request.scope)

@@ -20,6 +20,7 @@ from dsv2.service.answers import (
     Usage,
     encode,
 )
+from dsv2.service.errors import ApiError
 from dsv2.service.generation import Choice, Piece
 from dsv2.service.logprobs import chat_entries
 from dsv2.service.sse import DONE, event
@@ -67,6 +68,10 @@ class ChatStreamWriter:
             )
             for choice in choices
         )
+
+    def fail(self, error: ApiError) -> bytes:
+        """The last event."""
+        return event(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The usage, where it was asked for, and the end."""
@@ -136,6 +141,10 @@ class ChatWriter:
     def abandon(self, choices: Sequence[Choice]) -> bytes:
         """Nothing: an answer that is sent whole is whole, or an error."""
         return b""
+
+    def fail(self, error: ApiError) -> bytes:
+        """The error alone."""
+        return encode(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The answer."""

@@ -120,8 +120,9 @@ async def conversation_ids(
     *,
     add_generation_prompt: bool | None = None,
     continue_final: bool | None = None,
+    name: str = "messages",
 ) -> list[int]:
-    """The tokens of a conversation up to where the assistant goes on.
+    """The tokens of a conversation, which the client calls ``name``, up to where it goes on.
 
     Raises:
         ApiError: 400: it is malformed, or certainly too long.
@@ -139,4 +140,4 @@ async def conversation_ids(
         ).ids
 
     size = sum(len(message.content.encode()) for message in parsed)
-    return await encoded(render, size, model.tokenizer, model.engine.limits, "messages")
+    return await encoded(render, size, model.tokenizer, model.engine.limits, name)

@@ -55,7 +55,7 @@ class Drain:
                 503, "The server is stopping; try again later", code="server_is_stopping",
                 headers={"Connection": "close", "Retry-After": "10"},
             )  # fmt: skip
-            await answer_of(error)(scope, receive, send)
+            await answer_of(error, scope)(scope, receive, send)
             return
         self._open += 1
         self._empty.clear()

@@ -39,6 +39,7 @@ class Piece:
         logprobs: one per token, where they were asked for.
         calls: pieces of tool calls.
         prompt_logprobs: with the first piece, where they were asked for.
+        cached_tokens: of the prompt, with the first piece.
         finish: why the choice has ended, with its last piece.
     """
 
@@ -49,6 +50,7 @@ class Piece:
     logprobs: list[Logprobs] = field(default_factory=list)
     calls: list[CallDelta] = field(default_factory=list)
     prompt_logprobs: list[Logprobs | None] | None = None
+    cached_tokens: int = 0
     finish: str | None = None
 
 
@@ -237,7 +239,8 @@ class Generation:
         piece.prompt_logprobs = output.prompt_logprobs
         if choice.leader is None:
             self._prompt_tokens += len(choice.request.prompt_ids)
-            self._cached_tokens += output.cached_tokens // BLOCK_SIZE * BLOCK_SIZE
+            piece.cached_tokens = output.cached_tokens // BLOCK_SIZE * BLOCK_SIZE
+            self._cached_tokens += piece.cached_tokens
 
     def _end(self, choice: Choice, piece: Piece, reason: str, *, is_over: bool) -> None:
         if is_over:

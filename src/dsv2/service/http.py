@@ -16,6 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv2.service.answers import encode
+from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 
 log = logging.getLogger("dsv2.service")
@@ -24,9 +25,9 @@ access_log = logging.getLogger("dsv2.service.access")
 MAX_BODY_BYTES = 4 << 20
 
 
-async def refuse(error: ApiError, send: Send) -> None:
+async def refuse(error: ApiError, scope: Scope, send: Send) -> None:
     """Send an error as the whole answer."""
-    body = encode(error.body)
+    body = encode(body_at(scope, error))
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -87,7 +88,7 @@ class RequestContext:
             if status:  # too late for another answer: the server cuts the connection
                 raise
             problem = ApiError(500, "The server failed; the request can be sent again")
-            await refuse(problem, send_start)
+            await refuse(problem, scope, send_start)
         finally:
             seconds = time.perf_counter() - begun
             # A template: no ids, no query.
@@ -124,7 +125,8 @@ class HostCheck:
             name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
             if name not in self._allowed:
                 if scope["type"] == "http":
-                    await refuse(ApiError(421, "This server does not go by that name"), send)
+                    error = ApiError(421, "This server does not go by that name")
+                    await refuse(error, scope, send)
                 return
         await self._app(scope, receive, send)
 
@@ -145,14 +147,15 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         if headers.get("content-encoding", "identity").lower() != "identity":
-            await refuse(ApiError(415, "A compressed body is not read; send it plain"), send)
+            problem = ApiError(415, "A compressed body is not read; send it plain")
+            await refuse(problem, scope, send)
             return
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or len(length) > 18:
-            await refuse(ApiError(400, "The content length is no number"), send)
+            await refuse(ApiError(400, "The content length is no number"), scope, send)
             return
         if int(length) > self._limit:
-            await refuse(self._too_large(), send)
+            await refuse(self._too_large(), scope, send)
             return
         seen, has_started = 0, False
 
@@ -175,7 +178,7 @@ class BodyLimit:
         except ApiError as error:  # raised above, where no handler of the application's stands
             if has_started:
                 raise
-            await refuse(error, send)
+            await refuse(error, scope, send)
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body is larger than {self._limit} bytes")

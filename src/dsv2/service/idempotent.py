@@ -29,6 +29,8 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Request, Response
 from sqlalchemy import Connection
 
+from dsv2.service.answers import encode
+from dsv2.service.error_shapes import anthropic_body, is_anthropic
 from dsv2.service.errors import ApiError
 from dsv2.service.store import idempotency
 from dsv2.service.store.idempotency import MAX_KEY, Answer
@@ -110,9 +112,11 @@ def add_replays(app: FastAPI) -> None:
 
 async def _replay(request: Request, error: Exception) -> Response:
     assert isinstance(error, AnsweredError)
-    kept = error.answer
+    kept, body = error.answer, error.answer.body
+    if kept.status != 200 and is_anthropic(request.url.path):
+        body = encode(anthropic_body(kept.status, json.loads(body)["error"]["message"]))
     return Response(
-        kept.body,
+        body,
         kept.status,
         headers={"Content-Type": kept.content_type, "Idempotent-Replayed": "true"},
     )

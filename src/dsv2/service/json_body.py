@@ -172,10 +172,12 @@ def _depth(error: ErrorDetails) -> int:
 def _param(error: ErrorDetails, value: Any) -> str | None:
     """The path of a value in the body, without the names of the model's own parts."""
     out = ""
-    for part in error["loc"]:
+    for place, part in enumerate(error["loc"], 1):
         if isinstance(value, dict) and isinstance(part, str):
             if part in value:
                 out, value = f"{out}.{part}" if out else part, value[part]
+                continue
+            if place < len(error["loc"]):  # the name of one of a union's branches
                 continue
             if error["type"] == "missing":
                 out += f".{part}" if out else part

@@ -19,11 +19,26 @@ from dsv2.service.answers import (
     TokenizerInfo,
     TokenList,
 )
-from dsv2.service.protocol import Body, ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from dsv2.service.message_answers import Message, TokenCount
+from dsv2.service.protocol import (
+    Body,
+    ChatBody,
+    CompletionBody,
+    CountTokensBody,
+    DetokenizeBody,
+    MessagesBody,
+    ResponsesBody,
+    TokenizeBody,
+)
+from dsv2.service.response_answers import ModelResponse
 
-BODIES: tuple[type[Body], ...] = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+BODIES: tuple[type[Body], ...] = (
+    ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, MessagesBody, CountTokensBody,
+    ResponsesBody,
+)  # fmt: skip
 ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion, TextCompletion, ModelList, ModelCard, TokenList, Detokenized, TokenizerInfo,
+    Message, TokenCount, ModelResponse,
 )  # fmt: skip
 
 _REFS = "#/components/schemas/{name}"
@@ -41,6 +56,18 @@ ERROR_SCHEMA: Mapping[str, Any] = {
                 "code": {"type": ["string", "null"]},
             },
         }
+    },
+}
+ANTHROPIC_ERROR_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
     },
 }
 _STATUSES = {
@@ -76,6 +103,7 @@ def described(
     *,
     streams: bool = False,
     may_miss: bool = False,
+    error: str = "Error",
 ) -> dict[str, Any]:
     """Arguments of a route that put it into the description.
 
@@ -84,6 +112,7 @@ def described(
         answer: that it gives.
         streams: whether it can also give events.
         may_miss: whether what it is asked for may not be there.
+        error: the schema of its errors.
     """
     content = _json(answer.__name__)
     if streams:
@@ -93,7 +122,7 @@ def described(
         statuses = (*statuses, 404)
     responses: dict[int, Any] = {200: {"description": "The answer", "content": content}}
     for status in statuses:
-        responses[status] = {"description": _STATUSES[status], "content": _json("Error")}
+        responses[status] = {"description": _STATUSES[status], "content": _json(error)}
     extra: dict[str, Any] = {"security": [{"key": []}]}
     if body is not None:
         extra["requestBody"] = {"required": True, "content": _json(body.__name__)}
@@ -111,7 +140,7 @@ def schema_of(app: FastAPI) -> dict[str, Any]:
     schemas.update(bodies.get("$defs", {}))
     _, answers = msgspec.json.schema_components(ANSWERS, ref_template=_REFS)
     schemas.update(answers)
-    schemas["Error"] = ERROR_SCHEMA
+    schemas["Error"], schemas["AnthropicError"] = ERROR_SCHEMA, ANTHROPIC_ERROR_SCHEMA
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path in found["paths"].values():
         for operation in path.values():

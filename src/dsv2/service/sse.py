@@ -13,13 +13,14 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from dsv2.service.answers import Usage, encode
 from dsv2.service.app import answer_of
+from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 from dsv2.service.failures import as_api_error, queue_timeout
 from dsv2.service.generation import Choice, Generation, Piece
@@ -31,6 +32,12 @@ DONE = b"data: [DONE]\n\n"
 def event(value: object) -> bytes:
     """A server-sent event."""
     return b"data: " + encode(value) + b"\n\n"
+
+
+def named_event(name: str, fields: dict[str, Any]) -> bytes:
+    """A server-sent event with a name, which its data repeats as ``type``."""
+    data = encode({"type": name} | fields)
+    return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"
 
 
 class Writer(Protocol):
@@ -48,6 +55,10 @@ class Writer(Protocol):
 
     def abandon(self, choices: Sequence[Choice]) -> bytes:
         """What is sent of choices that the engine could not finish, before the error."""
+        ...
+
+    def fail(self, error: ApiError) -> bytes:
+        """An error, as what a stream ends with or as the body of an answer that has begun."""
         ...
 
     def close(self, usage: Usage) -> bytes:
@@ -119,13 +130,15 @@ class GenerationResponse(Response):
         self._prompt, self._names = prompt, names
         self._model, self._watch = model, watch
         self._first: float | None = None
+        self._scope: Scope = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
+        self._scope = scope
         try:
             ticket = await self._admit()
         except ApiError as error:
-            await answer_of(error)(scope, receive, send)
+            await answer_of(error, scope)(scope, receive, send)
             return
         finish = "cancelled"
         try:
@@ -185,13 +198,14 @@ class GenerationResponse(Response):
         if not connection.has_started:
             connection.headers |= {name.lower(): value for name, value in error.headers.items()}
             connection.headers["content-type"] = "application/json"
-            await connection.send(encode(error.body), is_last=True, status=error.status)
+            body = encode(body_at(self._scope, error))
+            await connection.send(body, is_last=True, status=error.status)
         elif self._writer.is_stream:
             left = [choice for choice in generation.choices if choice.finish is None]
             data = self._writer.abandon(left) if error.status == 503 else b""
-            await connection.send(data + event(error.body), is_last=True)
+            await connection.send(data + self._writer.fail(error), is_last=True)
         else:
-            await connection.send(encode(error.body), is_last=True)
+            await connection.send(self._writer.fail(error), is_last=True)
 
 
 class _Connection:

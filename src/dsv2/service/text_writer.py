@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from dsv2.service.answers import TextChoice, TextCompletion, TextLogprobs, Usage, encode
 from dsv2.service.chat_writer import Heading
+from dsv2.service.errors import ApiError
 from dsv2.service.generation import Choice, Piece
 from dsv2.service.logprobs import TextLogprobsBuilder, joined
 from dsv2.service.sse import DONE, event
@@ -91,6 +92,10 @@ class TextStreamWriter:
             for choice in choices
         )
 
+    def fail(self, error: ApiError) -> bytes:
+        """The last event."""
+        return event(error.body)
+
     def close(self, usage: Usage) -> bytes:
         """The usage, where it was asked for, and the end."""
         return (self._event([], usage) if self._with_usage else b"") + DONE
@@ -145,6 +150,10 @@ class TextWriter:
     def abandon(self, choices: Sequence[Choice]) -> bytes:
         """Nothing: an answer that is sent whole is whole, or an error."""
         return b""
+
+    def fail(self, error: ApiError) -> bytes:
+        """The error alone."""
+        return encode(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The answer."""

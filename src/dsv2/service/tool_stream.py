@@ -55,6 +55,11 @@ class AnswerReader:
         self._max_calls = max_calls
         self.num_calls = 0
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that has ended the answer."""
+        return self._text.stop
+
     def push(self, token: int) -> Told:
         """What a token tells."""
         if self._reader is None:

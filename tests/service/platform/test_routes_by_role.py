@@ -36,7 +36,15 @@ ROLES = (
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
 COMPLETION = {"model": "tiny", "prompt": "x", "max_tokens": 4}
+MESSAGE = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
+RESPONSE = {"model": "tiny", "input": "x", "max_output_tokens": 4}
 BODIES: dict[str, Any] = {
+    **{f"POST {base}/responses": RESPONSE for base in ("", "/v1")},
+    **{
+        f"POST {base}/v1/messages{more}": MESSAGE
+        for base in ("", "/anthropic")
+        for more in ("", "/count_tokens")
+    },
     **{f"POST {base}/chat/completions": CHAT for base in ("", "/v1", "/beta")},
     **{f"POST {base}/completions": COMPLETION for base in ("", "/v1", "/beta")},
     **{f"POST {base}/tokenize": {"prompt": "x"} for base in ("", "/v1")},

@@ -14,6 +14,8 @@ server does not do is refused when ignoring it would change what the answer mean
 from dsv2.service.protocol.base import Body, ResponseFormat, SamplingBody, StreamOptions
 from dsv2.service.protocol.chat import ChatBody, ChatMessage, Tool, ToolChoice
 from dsv2.service.protocol.completions import CompletionBody
+from dsv2.service.protocol.messages import CountTokensBody, MessagesBody
+from dsv2.service.protocol.responses import ResponsesBody
 from dsv2.service.protocol.tokenize import DetokenizeBody, TokenizeBody
 
 __all__ = [
@@ -21,8 +23,11 @@ __all__ = [
     "ChatBody",
     "ChatMessage",
     "CompletionBody",
+    "CountTokensBody",
     "DetokenizeBody",
+    "MessagesBody",
     "ResponseFormat",
+    "ResponsesBody",
     "SamplingBody",
     "StreamOptions",
     "TokenizeBody",

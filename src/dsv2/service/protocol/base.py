@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 MAX_CHOICES = 16
 """Largest ``n`` and ``best_of``."""
@@ -29,6 +30,20 @@ def _numbers(value: Any) -> Any:
             if isinstance(number, bool) or not isinstance(number, (int, float)):
                 raise ValueError(f"{key!r:.60} has no number")
     return value
+
+
+def only_type(allowed: str) -> BeforeValidator:
+    """Says of tools that run on somebody's servers that there are none here."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value != allowed:
+            raise PydanticCustomError(
+                "unavailable", "Built-in tools are not available here, allowed is '{allowed}'",
+                {"allowed": allowed},
+            )  # fmt: skip
+        return value
+
+    return BeforeValidator(check)
 
 
 class Strict(BaseModel):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from dsv2.service.inference import Inference
-from dsv2.service.routes import chat, completions, models, tokenize
+from dsv2.service.routes import chat, completions, messages, models, responses, tokenize
 
 
 def inference_routers(inference: Inference) -> list[APIRouter]:
-    """The routes of the OpenAI-compatible API."""
-    return [one.router(inference) for one in (chat, completions, models, tokenize)]
+    """The routes of the inference API, in OpenAI's forms and in Anthropic's."""
+    subjects = (chat, completions, messages, models, responses, tokenize)
+    return [one.router(inference) for one in subjects]
