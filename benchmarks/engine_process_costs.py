@@ -31,6 +31,7 @@ from dsv2.service.client import EngineClient
 from dsv2.service.heartbeat import Beats
 from dsv2.service.process import addresses
 from dsv2.service.step_loop import StepLoop
+from dsv2.service.streams import outputs_of
 from dsv2.service.wire import Welcome
 
 VOCABULARY = 102_400
@@ -110,7 +111,7 @@ async def stream_all(folder: str, streams: int, tokens: int, logprobs: int | Non
 
     async def one(number: int) -> tuple[int, int]:
         found = items = 0
-        async for item in client.stream(Request(str(number), tuple(range(100)), params)):
+        async for item in outputs_of(client, Request(str(number), tuple(range(100)), params)):
             found += len(item.tokens)
             items += 1
         return found, items

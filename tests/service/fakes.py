@@ -17,8 +17,9 @@ from dsv2.service.errors import ApiError
 from dsv2.service.idempotent import Attempt
 from dsv2.service.inference import Inference
 from dsv2.service.routes import inference_routers
-from dsv2.service.serving import Caller, Models, ServedModel
+from dsv2.service.serving import Caller, Canceller, Models, ServedModel, Sink
 from dsv2.service.sse import Patience
+from dsv2.service.streams import pump
 from dsv2.service.wire import Stats, Tokens
 from dsv2.tokenizer import Tokenizer, chat_format
 
@@ -44,7 +45,10 @@ class FakeEngine:
         self.cancelled: list[str] = []
         self.open = 0
 
-    async def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
+    def submit(self, request: Request, sink: Sink) -> Canceller:
+        return pump(self._outputs(request), sink)[0]
+
+    async def _outputs(self, request: Request) -> AsyncGenerator[Tokens, None]:
         self.requests.append(request)
         self.open += 1
         ended = False

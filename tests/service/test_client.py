@@ -17,6 +17,7 @@ from dsv2.engine.request import OverloadedError, Request, RequestError
 from dsv2.service.client import EngineClient
 from dsv2.service.process import MAX_TO_ENGINE, WorkerOptions
 from dsv2.service.serving import Engine, EngineGoneError
+from dsv2.service.streams import outputs_of
 from dsv2.service.supervisor import Patience, Supervisor
 from tests.service.workers import (
     ENDLESS,
@@ -68,14 +69,14 @@ def test_without_an_engine_it_says_so() -> None:
         client = EngineClient(folder)
         assert not client.is_healthy and client.stats.total_blocks == 0
         with pytest.raises(EngineGoneError):
-            await collect(client.stream(request("early")))
+            await collect(outputs_of(client, request("early")))
         await client.start()
         with pytest.raises(EngineGoneError, match="not up after"):
             await client.wait_ready(0.3)
         with pytest.raises(EngineGoneError):
             _ = client.limits
         with pytest.raises(EngineGoneError):
-            await collect(client.stream(request("early")))
+            await collect(outputs_of(client, request("early")))
         assert not client.is_healthy
         await client.close()
 
@@ -85,8 +86,8 @@ def test_without_an_engine_it_says_so() -> None:
 
 def test_a_request_that_cannot_be_added_fails_alone(faulty: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        good = asyncio.create_task(collect(client.stream(request("good"))))
-        (bad,) = await collect(client.stream(request("bad", tenant="fails when added")))
+        good = asyncio.create_task(collect(outputs_of(client, request("good"))))
+        (bad,) = await collect(outputs_of(client, request("bad", tenant="fails when added")))
         assert (bad.finish_reason, bad.tokens) == ("error", [])
         assert bad.error == "the engine could not take the request (KeyError)"
         assert len(tokens_of(await good)) == GREEDY.max_tokens
@@ -97,13 +98,16 @@ def test_a_request_that_cannot_be_added_fails_alone(faulty: Worker) -> None:
 @pytest.mark.parametrize("at", [0, 1, 5])
 def test_a_step_that_fails_ends_what_was_in_it(faulty: Worker, at: int) -> None:
     async def test(client: EngineClient) -> None:
-        expected = tokens_of(await collect(client.stream(request("alone"))))
-        streams = [client.stream(request(f"with it {n}", params=ENDLESS)) for n in range(7)]
+        expected = tokens_of(await collect(outputs_of(client, request("alone"))))
+        streams = [outputs_of(client, request(f"with it {n}", params=ENDLESS)) for n in range(7)]
         for stream in streams:
             await anext(stream)
-        bad = asyncio.create_task(collect(client.stream(request("bad", tenant=f"fails at {at}"))))
+        bad = asyncio.create_task(
+            collect(outputs_of(client, request("bad", tenant=f"fails at {at}")))
+        )
         later = [
-            asyncio.create_task(collect(client.stream(request(f"in line {n}")))) for n in range(3)
+            asyncio.create_task(collect(outputs_of(client, request(f"in line {n}"))))
+            for n in range(3)
         ]
         items = await bad
         assert tokens_of(items) == expected[:at]
@@ -121,26 +125,26 @@ def test_a_long_step_is_no_hang_until_it_is_one(faulty: Worker) -> None:
         # Two clients who are not equally patient look at the same step of 1.5 seconds.
         async with faulty.client(hang_after=0.5, silent_after=2.0) as hasty:
             slow = request("slow", tenant="dawdles at 1", params=replace(GREEDY, max_tokens=3))
-            patient = asyncio.create_task(collect(client.stream(slow)))
+            patient = asyncio.create_task(collect(outputs_of(client, slow)))
             start = time.monotonic()
             with pytest.raises(EngineGoneError, match="in one step"):
-                await collect(hasty.stream(request("fast", params=ENDLESS)))
+                await collect(outputs_of(hasty, request("fast", params=ENDLESS)))
             assert 0.4 < time.monotonic() - start < 1.5
             assert not hasty.is_healthy and client.is_healthy
             with pytest.raises(EngineGoneError, match="in one step"):
-                await collect(hasty.stream(request("again")))
+                await collect(outputs_of(hasty, request("again")))
             assert len(tokens_of(await patient)) == 3
             await until(lambda: hasty.is_healthy, 2.0)
             await settled(hasty)  # what it had given up does not go on
-            assert len(tokens_of(await collect(hasty.stream(request("again"))))) == 20
+            assert len(tokens_of(await collect(outputs_of(hasty, request("again"))))) == 20
 
     run(faulty, test)
 
 
 def test_a_slow_reader_holds_one_item_and_misses_nothing(faulty: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        expected = tokens_of(await collect(client.stream(request("fast", params=ENDLESS))))
-        stream = client.stream(request("slow", params=ENDLESS))
+        expected = tokens_of(await collect(outputs_of(client, request("fast", params=ENDLESS))))
+        stream = outputs_of(client, request("slow", params=ENDLESS))
         items = [await anext(stream)]
         while items[-1].finish_reason is None:
             await asyncio.sleep(0.05)
@@ -165,19 +169,19 @@ def test_only_streams_that_are_left_early_are_cancelled(
     monkeypatch.setattr(EngineClient, "_cancel", cancel)
 
     async def test(client: EngineClient) -> None:
-        await collect(client.stream(request("whole")))
-        unread = client.stream(request("ended but not read"))
+        await collect(outputs_of(client, request("whole")))
+        unread = outputs_of(client, request("ended but not read"))
         await anext(unread)
-        await until(lambda: not client._streams)
+        await until(lambda: not client._sinks)
         await unread.aclose()
         with pytest.raises(RequestError):
-            await collect(client.stream(request("refused", params=replace(GREEDY, top_p=2.0))))
-        await client.stream(request("never begun")).aclose()
+            await collect(outputs_of(client, request("refused", params=replace(GREEDY, top_p=2.0))))
+        await outputs_of(client, request("never begun")).aclose()
         assert cancelled == []
-        left = client.stream(request("left", params=ENDLESS))
+        left = outputs_of(client, request("left", params=ENDLESS))
         await anext(left)
         await left.aclose()
-        task = asyncio.create_task(collect(client.stream(request("task", params=ENDLESS))))
+        task = asyncio.create_task(collect(outputs_of(client, request("task", params=ENDLESS))))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -189,13 +193,13 @@ def test_only_streams_that_are_left_early_are_cancelled(
 
 def test_requests_of_one_id_do_not_meet(faulty: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        first = client.stream(request("one", params=ENDLESS))
+        first = outputs_of(client, request("one", params=ENDLESS))
         await anext(first)
-        second = await collect(client.stream(request("one", 30)))
+        second = await collect(outputs_of(client, request("one", 30)))
         assert {item.id for item in second} == {"one"} and len(tokens_of(second)) == 20
         await anext(first)
         await first.aclose()
-        assert tokens_of(await collect(client.stream(request("one", 30)))) == tokens_of(second)
+        assert tokens_of(await collect(outputs_of(client, request("one", 30)))) == tokens_of(second)
 
     run(faulty, test)
 
@@ -210,7 +214,7 @@ def test_what_cannot_be_sent_is_refused_here(faulty: Worker) -> None:
             Request("bad", (3,) * (MAX_TO_ENGINE + 1), GREEDY),
         ):
             with pytest.raises(RequestError):
-                await collect(client.stream(bad))
+                await collect(outputs_of(client, bad))
 
     run(faulty, test)
 
@@ -218,7 +222,7 @@ def test_what_cannot_be_sent_is_refused_here(faulty: Worker) -> None:
 def test_closing_the_client_ends_its_streams(faulty: Worker) -> None:
     async def act() -> None:
         async with faulty.client() as client:
-            stream = client.stream(request("open", params=ENDLESS))
+            stream = outputs_of(client, request("open", params=ENDLESS))
             await anext(stream)
         with pytest.raises(EngineGoneError, match="stopping"):
             await collect(stream)
@@ -241,7 +245,7 @@ def test_the_loss_of_the_process_is_known_at_once(cause: signal.Signals) -> None
             await supervisor.wait_ready()
             await client.wait_ready(5)
             assert supervisor.restarts == restarts and client.is_healthy
-            streams = [client.stream(request(str(n))) for n in range(10)]
+            streams = [outputs_of(client, request(str(n))) for n in range(10)]
             for stream in streams:
                 assert (await anext(stream)).tokens == [5]
             waiting = asyncio.gather(*(collect(one) for one in streams), return_exceptions=True)
@@ -254,7 +258,7 @@ def test_the_loss_of_the_process_is_known_at_once(cause: signal.Signals) -> None
             assert all(isinstance(error, EngineGoneError) for error in found)
             assert not client.is_healthy
             with pytest.raises(EngineGoneError):
-                await collect(client.stream(request("late")))
+                await collect(outputs_of(client, request("late")))
             await until(lambda: supervisor.state != "ready", 2.0)
         await supervisor.stop()
         await client.close()
@@ -270,7 +274,7 @@ def test_the_last_words_of_a_process_are_heard() -> None:
         await client.start()
         await supervisor.start()
         await client.wait_ready(10)
-        stream = client.stream(request("last"))
+        stream = outputs_of(client, request("last"))
         items = [await anext(stream)]
         time.sleep(0.5)  # the answer and the end of the process are found at one time
         items += await collect(stream)
@@ -298,17 +302,17 @@ def test_streams_end_and_the_next_process_serves(tiny_folder: Path, cause: str) 
         await client.start()
         await supervisor.wait_ready()
         await client.wait_ready(5)
-        expected = tokens_of(await collect(client.stream(request("before"))))
+        expected = tokens_of(await collect(outputs_of(client, request("before"))))
         first = supervisor.pid
         assert first is not None
-        streams = [client.stream(request(str(n), params=ENDLESS)) for n in range(4)]
+        streams = [outputs_of(client, request(str(n), params=ENDLESS)) for n in range(4)]
         for stream in streams:
             await anext(stream)
         start = time.monotonic()
         if cause.startswith("SIG"):
             os.kill(first, signal.Signals[cause])
         else:
-            streams.append(client.stream(request("cause", tenant=cause)))
+            streams.append(outputs_of(client, request("cause", tenant=cause)))
         ends = await asyncio.gather(*(collect(one) for one in streams), return_exceptions=True)
         assert time.monotonic() - start < 3.0
         if cause == "breaks all":
@@ -320,7 +324,7 @@ def test_streams_end_and_the_next_process_serves(tiny_folder: Path, cause: str) 
         await supervisor.wait_ready()
         await client.wait_ready(5)
         assert (supervisor.restarts, supervisor.pid != first) == (1, True)
-        assert tokens_of(await collect(client.stream(request("before")))) == expected
+        assert tokens_of(await collect(outputs_of(client, request("before")))) == expected
         assert client.is_healthy
         await settled(client)
         assert await supervisor.stop(1.0) == 0
@@ -335,14 +339,14 @@ def test_a_long_drain_ends_every_answer(tiny_folder: Path) -> None:
     async def act(worker: Worker) -> None:
         async with worker.client() as client:
             tasks = [
-                asyncio.create_task(collect(client.stream(request(str(n), params=ENDLESS))))
+                asyncio.create_task(collect(outputs_of(client, request(str(n), params=ENDLESS))))
                 for n in range(50)
             ]
             await until(lambda: client.stats.waiting > 0)
             worker.process.terminate()
             await asyncio.sleep(0.3)
             with pytest.raises((OverloadedError, EngineGoneError)):
-                await collect(client.stream(request("late")))
+                await collect(outputs_of(client, request("late")))
             for items in await asyncio.gather(*tasks):
                 assert items[-1].finish_reason == "length"
                 assert len(tokens_of(items)) == ENDLESS.max_tokens
@@ -359,7 +363,7 @@ def test_a_short_drain_cuts_answers_off(tiny_folder: Path) -> None:
         async with worker.client() as client:
             slow = request("slow", params=ENDLESS, tenant="dawdles at 3")
             tasks = [
-                asyncio.create_task(collect(client.stream(one)))
+                asyncio.create_task(collect(outputs_of(client, one)))
                 for one in (slow, *(request(str(n), params=ENDLESS) for n in range(20)))
             ]
             await until(lambda: client.stats.running > 0)
@@ -398,7 +402,9 @@ def test_it_ends_with_its_parent(tiny_folder: Path, how: str, busy: bool) -> Non
             client = EngineClient(folder)
             await client.start()
             await client.wait_ready(5)
-            hung = asyncio.create_task(collect(client.stream(request("hung", tenant="hangs at 1"))))
+            hung = asyncio.create_task(
+                collect(outputs_of(client, request("hung", tenant="hangs at 1")))
+            )
             await asyncio.sleep(0.3)
         assert parent.stdin is not None
         parent.stdin.close()  # now it may

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -98,6 +99,48 @@ def test_a_body_of_unknown_length_is_counted() -> None:
     scope = {"type": "http", "headers": []}
     asyncio.run(BodyLimit(app, limit=55)(scope, receive, send))
     assert (read, sent[0]["status"]) == (50, 413)
+
+
+def test_a_body_that_trickles_is_given_up() -> None:
+    """Fault F21."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def app(scope: object, receive: Any, send: Any) -> None:
+        while (await receive())["more_body"]:
+            pass
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "headers": []}
+    begun = time.monotonic()
+    asyncio.run(BodyLimit(app, seconds=0.1)(scope, receive, send))
+    assert sent[0]["status"] == 408
+    assert time.monotonic() - begun < 2
+
+
+def test_waiting_for_the_client_to_leave_has_no_end() -> None:
+    async def receive() -> Message:
+        if not seen:
+            return {"type": "http.request", "body": b"x", "more_body": False}
+        await asyncio.sleep(0.1)
+        return {"type": "http.disconnect"}
+
+    seen: list[Message] = []
+
+    async def app(scope: object, receive: Any, send: Any) -> None:
+        seen.append(await receive())
+        seen.append(await receive())
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    asyncio.run(BodyLimit(app, seconds=0.05)({"type": "http", "headers": []}, receive, send))
+    assert [one["type"] for one in seen] == ["http.request", "http.disconnect"]
 
 
 @pytest.mark.parametrize(

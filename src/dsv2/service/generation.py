@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dsv2.engine.request import Request
 from dsv2.service.answers import CallDelta, Usage, usage_of
-from dsv2.service.serving import Engine, EngineGoneError, Ticket
+from dsv2.service.serving import Canceller, Engine, Ticket
 from dsv2.service.tool_stream import AnswerReader
-from dsv2.service.wire import Logprobs, Tokens
+from dsv2.service.wire import Logprobs, Tokens, join
 from dsv2.shapes import BLOCK_SIZE
-
-MAX_INBOX = 256
-"""Messages of the engine that wait for a slow client before no more are taken from it."""
 
 
 class AnswerError(RuntimeError):
@@ -72,21 +68,45 @@ class Choice:
     ) -> None:  # fmt: skip
         self.index, self.request, self.reader, self.leader = index, request, reader, leader
         self.is_silent = is_silent
-        self.inbox: deque[Tokens] = deque()
+        self.waiting: Tokens | None = None
         self.failure: Exception | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.has_answered = asyncio.Event()
-        self.has_room = asyncio.Event()
-        self.has_begun = False
+        self.is_ready = self.has_begun = False
         self.finish: str | None = None
+        self.wake: Callable[[Choice], None] = _ignore
+        self.cancel: Canceller = _do_nothing
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether what waits is the first or the last of it."""
+        output = self.waiting
+        is_last = self.failure is not None or (output and output.finish_reason is not None)
+        return bool(is_last) or not self.has_begun
+
+    def put(self, output: Tokens) -> None:
+        """As a :class:`dsv2.service.serving.Sink`; what was not read yet is joined to one."""
+        self.waiting = output if self.waiting is None else join(self.waiting, output)
+        self.wake(self)
+
+    def fail(self, error: Exception) -> None:
+        """As a :class:`dsv2.service.serving.Sink`."""
+        self.failure = error
+        self.wake(self)
+
+
+def _ignore(choice: Choice) -> None:
+    """Nobody waits for it."""
+
+
+def _do_nothing() -> None:
+    """There is nothing to cancel."""
 
 
 class Generation:
     """Runs the choices of a request.
 
-    One task per choice takes from the engine what there is; :meth:`next` hands it on, however much
-    has gathered, so that a slow reader gets larger pieces and not more of them. Whoever starts it
-    must :meth:`close` it: that cancels what is still under way in the engine.
+    :meth:`next` hands on what has come, however much, so that a slow reader gets larger pieces and
+    not more of them. Whoever starts it must :meth:`close` it: that cancels what is still under way
+    in the engine.
 
     Args:
         engine: computes.
@@ -101,8 +121,17 @@ class Generation:
         self._waiter: asyncio.Future[None] | None = None
         self._open = len(self.choices)
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+        self._loop = asyncio.get_running_loop()
+        self._held_until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._followers: dict[Choice, list[Choice]] = {}
         for choice in self.choices:
-            choice.task = asyncio.create_task(self._pump(choice))
+            choice.wake = self._wake
+            if choice.leader is not None:
+                self._followers.setdefault(choice.leader, []).append(choice)
+        for choice in self.choices:
+            if choice.leader is None:
+                self._start(choice)
 
     @property
     def is_over(self) -> bool:
@@ -135,8 +164,8 @@ class Generation:
             AnswerError: the engine ended a choice without an answer.
             Exception: whatever the engine's stream has raised.
         """
-        if not self._ready:
-            self._waiter = asyncio.get_running_loop().create_future()
+        if not self._may_go():
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
@@ -144,13 +173,15 @@ class Generation:
         pieces: list[Piece] = []
         while self._ready:
             choice = self._ready.popleft()
-            if choice.finish is None and choice.inbox:
-                piece = self._take(choice)
+            choice.is_ready = False
+            if choice.finish is None and choice.waiting is not None:
+                piece = self._take(choice, choice.waiting)
                 if piece.tokens or piece.finish or (piece.is_first and choice.has_begun):
                     pieces.append(piece)
-            if choice.finish is None and choice.failure is not None and not choice.inbox:
+            if choice.finish is None and choice.failure is not None:
                 if not pieces:
                     raise choice.failure
+                choice.is_ready = True
                 self._ready.appendleft(choice)  # raised once these pieces are out
                 break
         if pieces:
@@ -162,53 +193,59 @@ class Generation:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def close(self) -> None:
-        """Cancel what is under way, and wait until the engine has been told."""
-        tasks = [choice.task for choice in self.choices if choice.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def hold(self, seconds: float) -> None:
+        """Let :meth:`next` gather for so long, but for the first and the last of a choice."""
+        self._held_until = self._loop.time() + seconds
 
-    async def _pump(self, choice: Choice) -> None:
+    def close(self) -> None:
+        """Canceller what is under way."""
+        self._followers.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for choice in self.choices:
+            choice.wake = _ignore
+            choice.cancel()
+
+    def _start(self, choice: Choice) -> None:
         try:
-            if choice.leader is not None:
-                await choice.leader.has_answered.wait()
-            async with aclosing(self._engine.stream(choice.request)) as stream:
-                async for output in stream:
-                    choice.has_answered.set()
-                    choice.inbox.append(output)
-                    self._wake(choice)
-                    if output.finish_reason is not None:
-                        return
-                    if len(choice.inbox) >= MAX_INBOX:
-                        choice.has_room.clear()
-                        await choice.has_room.wait()
-            raise EngineGoneError("the engine has ended an answer without a word")
+            choice.cancel = self._engine.submit(choice.request, choice)
         except Exception as error:  # for the one who waits in next()
-            choice.failure = error
-            self._wake(choice)
-        finally:
-            choice.has_answered.set()
+            choice.fail(error)
 
     def _wake(self, choice: Choice) -> None:
-        if not self._ready or self._ready[-1] is not choice:
+        for follower in self._followers.pop(choice, ()):
+            self._start(follower)
+        if not choice.is_ready:
+            choice.is_ready = True
             self._ready.append(choice)
+        if self._waiter is not None and self._may_go():
+            self.nudge()
+
+    def _may_go(self) -> bool:
+        """Whether there is something that need not or must not wait any longer."""
+        if not self._ready:
+            return False
+        if self._loop.time() >= self._held_until or any(one.is_urgent for one in self._ready):
+            return True
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._held_until, self._release)
+        return False
+
+    def _release(self) -> None:
+        self._timer = None
         self.nudge()
 
-    def _take(self, choice: Choice) -> Piece:
-        """Everything that waits in a choice's inbox as one piece."""
+    def _take(self, choice: Choice, output: Tokens) -> Piece:
+        """What waits of a choice as one piece."""
         piece = Piece(choice, is_first=not choice.has_begun)
-        while choice.inbox and piece.finish is None:
-            output = choice.inbox.popleft()
-            if output.finish_reason in ("error", "rejected"):
-                choice.failure = AnswerError(choice, output)
-                break
+        choice.waiting = None
+        if output.finish_reason in ("error", "rejected"):
+            choice.failure = AnswerError(choice, output)
+        if choice.failure is None or output.tokens:
             self._read(choice, output, piece)
-        choice.has_room.set()
         self._completion_tokens += len(piece.tokens)
         if piece.finish is not None:
             choice.finish = piece.finish
-            choice.inbox.clear()
             self._open -= 1
         return piece
 
@@ -230,7 +267,9 @@ class Generation:
                 break
         if output.logprobs is not None:
             piece.logprobs += output.logprobs[: len(piece.tokens) - len(piece.logprobs)]
-        reason = "stop" if is_over else output.finish_reason
+        reason = output.finish_reason if choice.failure is None else None
+        if is_over:
+            reason = "stop"
         if reason is not None:
             self._end(choice, piece, reason, is_over=is_over)
 
@@ -244,8 +283,7 @@ class Generation:
 
     def _end(self, choice: Choice, piece: Piece, reason: str, *, is_over: bool) -> None:
         if is_over:
-            assert choice.task is not None
-            choice.task.cancel()  # the engine goes no further
+            choice.cancel()  # the engine goes no further
         else:
             told = choice.reader.finish()
             piece.text += told.text

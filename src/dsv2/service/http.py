@@ -1,11 +1,11 @@
 """What surrounds every request: an id, a log line, the host's name, and the size of its body.
 
-All are plain ASGI. The size of headers is for the server: uvicorn's parsers refuse more than 64 KiB
-(h11: ``--h11-max-incomplete-event-size``), before any of this sees them.
+All are plain ASGI. What comes before a body is bounded by :mod:`dsv2.service.bounded_http`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -23,6 +23,8 @@ log = logging.getLogger("dsv2.service")
 access_log = logging.getLogger("dsv2.service.access")
 
 MAX_BODY_BYTES = 4 << 20
+BODY_SECONDS = 60.0
+"""For a whole body to come."""
 
 
 async def refuse(error: ApiError, scope: Scope, send: Send) -> None:
@@ -132,13 +134,15 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Refuses bodies that are too large with 413, and compressed ones with 415.
+    """Refuses bodies that are too large with 413, too slow with 408, and compressed ones with 415.
 
     The length is checked where it is announced and counted where it is not.
     """
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY_BYTES) -> None:
-        self._app, self._limit = app, limit
+    def __init__(
+        self, app: ASGIApp, limit: int = MAX_BODY_BYTES, seconds: float = BODY_SECONDS
+    ) -> None:
+        self._app, self._limit, self._seconds = app, limit, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
@@ -157,12 +161,23 @@ class BodyLimit:
         if int(length) > self._limit:
             await refuse(self._too_large(), scope, send)
             return
-        seen, has_started = 0, False
+        seen, is_whole, has_started = 0, False, False
+        late = time.monotonic() + self._seconds
 
         async def count() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, is_whole
+            if is_whole:  # what comes now is that the client leaves
+                return await receive()
+            try:
+                async with asyncio.timeout(late - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise ApiError(
+                    408, f"The body was not there after {self._seconds:g} s",
+                    headers={"Connection": "close"},
+                ) from None  # fmt: skip
             if message["type"] == "http.request":
+                is_whole = not message.get("more_body", False)
                 seen += len(message.get("body", b""))
                 if seen > self._limit:
                     raise self._too_large()

@@ -17,6 +17,7 @@ from dsv2.engine.request import ContextLengthError, Limits, Request, SamplingPar
 from dsv2.service.errors import ApiError, unknown_model
 from dsv2.service.generation import Choice
 from dsv2.service.idempotent import Attempt
+from dsv2.service.pace import Pace
 from dsv2.service.params import check, check_size, refused, with_seed
 from dsv2.service.serving import Admission, Caller, Models, ServedModel, Ticket
 from dsv2.service.sse import AnswerWatch, GenerationResponse, Patience, Writer
@@ -38,12 +39,14 @@ class Inference:
         admission: limits and money.
         patience: how long to wait for whom.
         watch: is told of every answer.
+        pace: of all streams.
     """
 
     models: Models
     admission: Admission
     patience: Patience = field(default_factory=Patience)
     watch: AnswerWatch | None = None
+    pace: Pace = field(default_factory=Pace)
 
     def find(self, name: str) -> ServedModel:
         """The model of a name or an alias.
@@ -95,6 +98,7 @@ class Inference:
         return GenerationResponse(
             job.model.engine, choices, admit, job.writer, self.patience,
             prompt=job.prompt_name, names=job.names, model=job.model.name, watch=self.watch,
+            pace=self.pace,
         )  # fmt: skip
 
 

@@ -16,8 +16,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dsv2.checkpoint import resolve
-from dsv2.service import tracing
+from dsv2.service import event_loop, tracing
 from dsv2.service.bootstrap import first_admin_key, open_platform
+from dsv2.service.bounded_http import BoundedProtocol
 from dsv2.service.client import EngineClient
 from dsv2.service.drain import Drain
 from dsv2.service.logs import resolve_format, set_up
@@ -301,7 +302,7 @@ class Server:
             uvicorn.Config(
                 app, lifespan="off", log_config=None, access_log=False, server_header=False,
                 proxy_headers=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=1, ws="none",
+                timeout_graceful_shutdown=1, ws="none", http=BoundedProtocol,
             )
         )  # fmt: skip
 
@@ -369,7 +370,8 @@ def run(settings: ServeSettings) -> int:
         SettingsError, StoreError, OSError: something needed cannot be had.
     """
     set_up(settings.log_level, settings.log_format)
-    return asyncio.run(_run(settings))
+    log.info("the event loop is %s", event_loop.NAME)
+    return event_loop.run(_run(settings))
 
 
 async def _run(settings: ServeSettings) -> int:

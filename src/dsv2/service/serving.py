@@ -7,7 +7,7 @@ engine process and without accounts.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -21,6 +21,26 @@ if TYPE_CHECKING:
 
 class EngineGoneError(RuntimeError):
     """The engine process has died, hangs or is not up yet; another one may take its place."""
+
+
+class Sink(Protocol):
+    """Takes what comes of one request. Neither method waits or raises."""
+
+    def put(self, output: Tokens) -> None:
+        """Some tokens; the last output has a ``finish_reason``."""
+        ...
+
+    def fail(self, error: Exception) -> None:
+        """The request has ended otherwise, and nothing follows.
+
+        It is an :class:`EngineGoneError` where the engine was lost, an ``OverloadedError`` where
+        its line is full, and a ``RequestError`` where its gate refuses the request.
+        """
+        ...
+
+
+Canceller = Callable[[], None]
+"""Ends a request that is under way."""
 
 
 class Engine(Protocol):
@@ -46,15 +66,17 @@ class Engine(Protocol):
         """As of its last heartbeat."""
         ...
 
-    def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
-        """Submit a request and yield what comes of it; the last item has a ``finish_reason``.
+    def submit(self, request: Request, sink: Sink) -> Canceller:
+        """Begin a request, whose outputs go to the sink, in this thread's event loop.
 
-        Closing the generator early cancels the request within one step.
+        Returns:
+            What cancels the request, within one step of the engine; nothing more comes then. Once
+            the request has ended, it does nothing.
 
         Raises:
-            EngineGoneError: the engine is not there, or was lost before the end.
+            EngineGoneError: the engine is not there.
             OverloadedError: its line is full.
-            RequestError: the engine's gate refuses the request.
+            RequestError: the request cannot be sent.
         """
         ...
 

@@ -24,6 +24,7 @@ from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 from dsv2.service.failures import as_api_error, queue_timeout
 from dsv2.service.generation import Choice, Generation, Piece
+from dsv2.service.pace import Pace
 from dsv2.service.serving import Engine, Ticket
 
 DONE = b"data: [DONE]\n\n"
@@ -109,6 +110,7 @@ class GenerationResponse(Response):
         names: the body's names of other fields of the engine's.
         model: its name, for ``watch``.
         watch: is told of the answer.
+        pace: of all streams of the server.
     """
 
     def __init__(
@@ -123,12 +125,14 @@ class GenerationResponse(Response):
         names: dict[str, str],
         model: str = "",
         watch: AnswerWatch | None = None,
+        pace: Pace | None = None,
     ) -> None:
         super().__init__()
         self._engine, self._choices, self._admit = engine, choices, admit
         self._writer, self._patience = writer, patience
         self._prompt, self._names = prompt, names
         self._model, self._watch = model, watch
+        self._pace = pace or Pace()
         self._first: float | None = None
         self._scope: Scope = {}
 
@@ -147,7 +151,8 @@ class GenerationResponse(Response):
                 generation, receive, send, self._patience, dict(ticket.headers)
             )
             try:
-                finish = await self._run(generation, connection, ticket)
+                with self._pace.stream():
+                    finish = await self._run(generation, connection, ticket)
             except asyncio.CancelledError:
                 if not connection.is_dropped:
                     raise
@@ -160,7 +165,7 @@ class GenerationResponse(Response):
                     spent = connection.waited - self._first
                     self._watch.answered(self._model, finish, tokens, spent)
                 connection.close()
-                await generation.close()
+                generation.close()
         finally:
             await ticket.close(finish)
 
@@ -184,6 +189,8 @@ class GenerationResponse(Response):
                 data = writer.write(pieces) if pieces else connection.overdue()
                 if data:
                     await connection.send(data)
+                if pieces:
+                    generation.hold(self._pace.gap(is_stream=writer.is_stream))
             data = writer.close(generation.usage)
         except Exception as error:  # CancelledError is none
             problem = as_api_error(error, prompt=self._prompt, names=self._names)

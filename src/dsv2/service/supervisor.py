@@ -28,6 +28,7 @@ from dsv2.service.process import (
     addresses,
     check_private,
 )
+from dsv2.service.wire import refusing
 
 log = logging.getLogger("dsv2.service.supervisor")
 
@@ -39,6 +40,8 @@ _GRACE = 3.0
 """Seconds beyond the time to drain after which a process that was asked to stop is killed."""
 _MAX_REPORT = 1 << 20
 """Bytes of a line that the process writes."""
+
+_decode_report = refusing(msgspec.json.Decoder(Report).decode)
 
 
 @dataclass(frozen=True)
@@ -245,7 +248,7 @@ class Supervisor:
         assert process.stdout is not None
         while line := await process.stdout.readline():
             try:
-                report = self.progress = msgspec.json.decode(line, type=Report)
+                report = self.progress = _decode_report(line)
             except msgspec.MsgspecError:
                 log.warning("the engine process wrote something that is no report")
                 continue

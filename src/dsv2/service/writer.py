@@ -60,6 +60,8 @@ class Writer:
             StoreError, Exception: what ``work`` raised; nothing of it was kept.
         """
         if not self.store.is_sqlite:
+            if self._is_closed:
+                raise UnavailableError("the server is shutting down")
             return await anyio.to_thread.run_sync(self._alone, work, abandon_on_cancel=True)
         future: Future[T] = Future()
         with self._lock:

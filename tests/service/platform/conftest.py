@@ -12,7 +12,7 @@ from dsv2.service.admission import StoreAdmission
 from dsv2.service.office import Office
 from dsv2.service.store import Store, migrations, open_store
 from tests.service.platform.site import Site, add_price
-from tests.service.store.make import cheap_passwords
+from tests.service.store.make import cheap_passwords, wipe
 
 
 @pytest.fixture(scope="session")
@@ -42,20 +42,38 @@ def folder(shared_memory: Path) -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-@pytest.fixture(scope="session")
-def _opened(shared_memory: Path) -> Iterator[Store]:
+@pytest.fixture(
+    scope="session", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
+)
+def _opened(request: pytest.FixtureRequest, shared_memory: Path) -> Iterator[Store]:
     # One for all tests: an engine learns SQLAlchemy's statements once.
-    store = open_store(f"sqlite:///{shared_memory / 'platform.sqlite'}")
+    if request.param == "sqlite":
+        store = open_store(f"sqlite:///{shared_memory / 'platform.sqlite'}")
+    else:
+        store = open_store(request.getfixturevalue("postgres_server"), pool_size=40)
+        migrations.upgrade(store)
     yield store
     store.close()
 
 
 @pytest.fixture
 def store(_opened: Store, empty_database: Path) -> Store:
-    """A store with nothing in it but a price."""
-    _opened.close()  # its connections; it opens others when it is used
-    shutil.copy(empty_database, str(_opened.engine.url.database))
+    """A store of each kind with nothing in it but a price."""
+    if _opened.is_sqlite:
+        _opened.close()  # its connections; it opens others when it is used
+        shutil.copy(empty_database, str(_opened.engine.url.database))
+    else:
+        wipe(_opened)
+        cheap_passwords(_opened)
+        add_price(_opened)
     return _opened
+
+
+@pytest.fixture
+def one_line(store: Store) -> None:
+    """For tests of writes that wait for each other, as SQLite's alone do."""
+    if not store.is_sqlite:
+        pytest.skip("PostgreSQL has no line of writes")
 
 
 @pytest.fixture

@@ -67,6 +67,7 @@ def busy(writer: Writer) -> tuple[Callable[[], None], asyncio.Task[Any]]:
     return leave.set, task
 
 
+@pytest.mark.usefixtures("one_line")
 def test_leaving_while_it_is_settled_settles_it_once(
     admission: StoreAdmission, store: Store
 ) -> None:
@@ -92,6 +93,7 @@ def test_leaving_while_it_is_settled_settles_it_once(
     check_books(store, person)
 
 
+@pytest.mark.usefixtures("one_line")
 @pytest.mark.parametrize("begun", [False, True])
 def test_leaving_while_money_is_held_gives_it_back(
     admission: StoreAdmission, store: Store, begun: bool

@@ -125,7 +125,11 @@ def test_an_unreadable_database_is_told_from_a_wrong_key(site: Site, store: Stor
     secret = add_person(store).secret
     with store.write() as db:
         db.exec_driver_sql("ALTER TABLE api_keys RENAME TO gone")
-    answer = site.client(key=secret).get(BALANCE)
+    try:
+        answer = site.client(key=secret).get(BALANCE)
+    finally:
+        with store.write() as db:
+            db.exec_driver_sql("ALTER TABLE gone RENAME TO api_keys")
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "1"
     assert "api_keys" not in answer.text

@@ -17,6 +17,8 @@ from dsv2.service.store.models import users
 from dsv2.service.store.users import add_user, list_users
 from dsv2.service.writer import MOST, Writer
 
+pytestmark = pytest.mark.usefixtures("one_line")
+
 
 def add(name: str) -> Any:
     return lambda db: add_user(db, f"{name}@example.org", now=1).email

@@ -10,6 +10,7 @@ from dsv2.engine.request import OverloadedError, RequestError
 from dsv2.service.replicas.engine import RayEngine
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
+from dsv2.service.streams import outputs_of
 from dsv2.service.wire import Batch, Stats, Tokens, Welcome, encode
 from tests.service.workers import collect, request, tokens_of, until
 
@@ -74,7 +75,9 @@ class Handle:
 
 def answer(*scripts: list[Any]) -> tuple[list[int], Handle]:
     handle = Handle(*scripts)
-    return tokens_of(asyncio.run(collect(RayEngine(handle, None).stream(request("r"))))), handle
+    return tokens_of(
+        asyncio.run(collect(outputs_of(RayEngine(handle, None), request("r"))))
+    ), handle
 
 
 @pytest.mark.parametrize("loss", [DIED, Lost("killed"), exceptions.ActorDiedError()])
@@ -101,7 +104,7 @@ def test_a_stream_cut_in_the_middle_is_not_begun_again() -> None:
         found: list[Tokens] = []
 
         async def act(engine: RayEngine = engine, found: list[Tokens] = found) -> None:
-            async for item in engine.stream(request("r")):
+            async for item in outputs_of(engine, request("r")):
                 found.append(item)
 
         with pytest.raises(EngineGoneError):
@@ -126,10 +129,10 @@ def test_leaving_early_cancels_and_closing_ends_what_is_open() -> None:
     async def act() -> None:
         handle = Handle([TAKEN, FIRST], [TAKEN, FIRST])
         engine = RayEngine(handle, None)
-        async with aclosing(engine.stream(request("r"))) as stream:
+        async with aclosing(outputs_of(engine, request("r"))) as stream:
             await anext(stream)
-        assert handle.calls[0].was_cancelled
-        waiting = asyncio.create_task(collect(engine.stream(request("s"))))
+        await until(lambda: handle.calls[0].was_cancelled)
+        waiting = asyncio.create_task(collect(outputs_of(engine, request("s"))))
         await asyncio.sleep(0.05)
         await engine.close()
         with pytest.raises(EngineGoneError, match="stopping"):

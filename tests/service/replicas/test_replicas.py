@@ -18,6 +18,7 @@ from dsv2.engine.request import RequestError, SamplingParams
 from dsv2.service.replicas.cluster import Scaling, connected
 from dsv2.service.replicas.engine import RayEngine
 from dsv2.service.serving import EngineGoneError
+from dsv2.service.streams import outputs_of
 from tests.service.workers import GREEDY, collect, make_options, request, tokens_of, until
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dsv2[ray]'")
@@ -47,14 +48,14 @@ def test_replicas_are_one_engine_that_outlives_one_of_them(
         ):
             await until(lambda: len(engine.replicas) == 2, 60)
             assert engine.is_healthy and engine.tokenizer_files.keys() >= {"tokenizer.json"}
-            answers = await asyncio.gather(*(collect(engine.stream(one)) for one in requests))
+            answers = await asyncio.gather(*(collect(outputs_of(engine, one)) for one in requests))
             assert [tokens_of(items) for items in answers] == expected
             await _gate(engine)
             await _cancel(engine)
             await _kill_under_load(engine, lambda pid: os.kill(pid, signal.SIGKILL))
             # Those in its line had got nothing, and went on at the other one.
             assert "a request goes to another replica" in caplog.text
-            again = await asyncio.gather(*(collect(engine.stream(one)) for one in requests))
+            again = await asyncio.gather(*(collect(outputs_of(engine, one)) for one in requests))
             assert [tokens_of(items) for items in again] == expected
 
     asyncio.run(act())
@@ -63,12 +64,12 @@ def test_replicas_are_one_engine_that_outlives_one_of_them(
 async def _gate(engine: RayEngine) -> None:
     bad = request("bad", params=replace(GREEDY, temperature=-1.0))
     with pytest.raises(RequestError) as caught:
-        await collect(engine.stream(bad))
+        await collect(outputs_of(engine, bad))
     assert caught.value.field == "temperature"
 
 
 async def _cancel(engine: RayEngine) -> None:
-    async with aclosing(engine.stream(request("gone", params=LONG))) as stream:
+    async with aclosing(outputs_of(engine, request("gone", params=LONG))) as stream:
         await anext(stream)
     await until(lambda: engine.stats.running == 0, 10)
     before = engine.stats
@@ -80,7 +81,7 @@ async def _kill_under_load(engine: RayEngine, kill: Callable[[int], None]) -> No
     counts = [0] * 20
 
     async def follow(number: int) -> str:
-        async with aclosing(engine.stream(request(f"load {number}", params=LONG))) as stream:
+        async with aclosing(outputs_of(engine, request(f"load {number}", params=LONG))) as stream:
             async for item in stream:
                 counts[number] += len(item.tokens)
         return item.finish_reason or ""

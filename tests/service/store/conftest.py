@@ -6,25 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
-from dsv2.service.store import Store, migrations, models, open_store
-from tests.service.store import postgres
-
-
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """The URL of a running server."""
-    if postgres.programs() is None:
-        message = (
-            "POSTGRESQL IS NOT INSTALLED: the store was tested with SQLite only "
-            "(Debian: apt-get install postgresql)"
-        )
-        if os.environ.get(postgres.REQUIRED):
-            pytest.fail(message)
-        pytest.skip(message)
-    with postgres.server() as url:
-        yield url
+from dsv2.service.store import Store, migrations, open_store
+from tests.service.store.make import wipe
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
@@ -66,22 +50,3 @@ def store(_opened: Store) -> Store:
     """A store with nothing in it."""
     wipe(_opened)
     return _opened
-
-
-def wipe(store: Store) -> None:
-    """Empty all tables, past the triggers that otherwise forbid it."""
-    tables = models.metadata.sorted_tables
-    with store.write() as db:
-        if not store.is_sqlite:
-            db.exec_driver_sql("SET LOCAL session_replication_role = replica")
-            names = ", ".join(table.name for table in tables)
-            db.exec_driver_sql(f"TRUNCATE {names} RESTART IDENTITY")
-            return
-        triggers = db.execute(sa.text("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"))
-        found = list(triggers)
-        for name, _ in found:
-            db.exec_driver_sql(f"DROP TRIGGER {name}")
-        for table in reversed(tables):
-            db.execute(sa.delete(table))
-        for _, sql in found:
-            db.exec_driver_sql(sql)

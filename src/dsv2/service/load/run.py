@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import math
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dsv2.service import event_loop
 from dsv2.service.load.arrivals import arrivals
 from dsv2.service.load.client import NO_CONNECTION, Ask, Client
 from dsv2.service.load.record import Record
@@ -133,13 +133,7 @@ def run_fast(main: Callable[[], Coroutine[Any, Any, T]], streams: int = 0) -> T:
         streams: connections that it will have open at once, for which files are allowed.
     """
     _allow_files(streams + 64)
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main())
+    return event_loop.run(main())
 
 
 def _allow_files(count: int) -> None:

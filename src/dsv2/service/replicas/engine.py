@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -22,7 +22,8 @@ from dsv2.service.replicas.messages import (
     decode_description,
     decode_from_replica,
 )
-from dsv2.service.serving import EngineGoneError
+from dsv2.service.serving import Canceller, EngineGoneError, Sink
+from dsv2.service.streams import pump
 from dsv2.service.wire import Stats, Tokens, encode, to_wire
 from dsv2.tokenizer import Tokenizer
 from dsv2.tokenizer.bpe import FILES
@@ -61,6 +62,7 @@ class RayEngine:
         self._heard = 0.0
         self._is_closed = False
         self._open: set[asyncio.Task[Any]] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -82,6 +84,7 @@ class RayEngine:
         self._is_closed = True
         for task in self._open:
             task.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -127,8 +130,14 @@ class RayEngine:
         """Of all replicas together; totals hold those of replicas that are gone."""
         return _sum([self._past, *(beat.stats for beat in self._beats.values())])
 
-    async def stream(self, request: Request) -> AsyncGenerator[Tokens, None]:
-        """As :meth:`dsv2.service.serving.Engine.stream`."""
+    def submit(self, request: Request, sink: Sink) -> Canceller:
+        """As :meth:`dsv2.service.serving.Engine.submit`."""
+        cancel, task = pump(self._outputs(request), sink)
+        self._pumps.add(task)
+        task.add_done_callback(self._pumps.discard)
+        return cancel
+
+    async def _outputs(self, request: Request) -> AsyncGenerator[Tokens, None]:
         frame = _frame(request)
         taken, deadline = 0, time.monotonic() + _RETRY_SECONDS
         while True:
@@ -206,7 +215,7 @@ class _Call:
         """The next frame, unless the engine is closed meanwhile."""
         if self._engine._is_closed:
             raise EngineGoneError("the server is stopping")
-        task: asyncio.Task[bytes] = asyncio.ensure_future(_answer(anext(self._response)))
+        task: asyncio.Task[bytes] = asyncio.ensure_future(_next(self._response))
         self._engine._open.add(task)
         try:
             return await task
@@ -223,7 +232,7 @@ class _Call:
         self.has_ended, self.reason = True, reason
 
     def close(self) -> None:
-        """Cancel the request at the replica if it is still under way."""
+        """Canceller the request at the replica if it is still under way."""
         if not self.has_ended:
             self._response.cancel()
 
@@ -261,6 +270,10 @@ def _refusal(item: Tokens) -> RequestError | OverloadedError:
 
 async def _answer(waits: Any) -> Any:
     return await waits
+
+
+async def _next(response: Any) -> bytes:
+    return cast(bytes, await anext(response))
 
 
 def _sum(all_stats: list[Stats]) -> Stats:

@@ -21,6 +21,7 @@ from dsv2.service.process import EXIT_BROKEN, WorkerOptions
 from dsv2.service.replicas.board import NAMESPACE
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
+from dsv2.service.streams import outputs_of
 from dsv2.service.supervisor import Patience, Supervisor
 from dsv2.service.wire import Batch, Submit, Tokens, Welcome, encode, from_wire, refusing
 from dsv2.tokenizer import Tokenizer
@@ -104,8 +105,8 @@ class EngineReplica:
         try:
             # An attempt that is being cancelled may still hold the request's own id.
             own = replace(request, id=str(self._numbered))
-            async with aclosing(self._client.stream(own)) as stream:
-                async for item in stream:
+            async with aclosing(outputs_of(self._client, own)) as outputs:
+                async for item in outputs:
                     yield encode(Batch([msgspec.structs.replace(item, id=request.id)]))
         except RequestError as error:
             text = str(error).removeprefix(f"{error.field} ")

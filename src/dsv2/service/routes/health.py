@@ -14,6 +14,7 @@ from dsv2.engine.request import OverloadedError, Request, RequestError, Sampling
 from dsv2.service.deps import Administrator, Public
 from dsv2.service.metrics import Metrics
 from dsv2.service.serving import EngineGoneError, Models, ServedModel
+from dsv2.service.streams import outputs_of
 
 _GENERATE_SECONDS = 30.0
 """How long a deep check waits for a token."""
@@ -78,7 +79,7 @@ async def _generate(model: ServedModel) -> str | None:
     request = Request(f"health-{uuid4().hex}", prompt, params, tenant="health", salt="health")
     try:
         async with asyncio.timeout(_GENERATE_SECONDS):
-            async for output in model.engine.stream(request):
+            async for output in outputs_of(model.engine, request):
                 if output.error is not None:
                     return output.error
     except TimeoutError:

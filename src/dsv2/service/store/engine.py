@@ -97,9 +97,11 @@ def translated_errors() -> Iterator[None]:
         # What nobody can have stored, such as an id with a NUL: each database says it in its way.
         raise FieldError("value", "cannot be stored or looked for") from error
     except DatabaseError as error:
-        if type(error) is not DatabaseError:
+        # SQLite's own word for a damaged file; PostgreSQL's for a table that is not there or not
+        # this user's, which SQLite calls operational.
+        is_away = getattr(error.orig, "sqlstate", None) in ("42P01", "42501")
+        if type(error) is not DatabaseError and not is_away:
             raise
-        # SQLite's own word for a damaged file.
         raise UnavailableError(f"the database is not available: {error.orig}") from error
 
 

@@ -1,0 +1,122 @@
+"""Hostile bytes before a body, over real sockets (fault F21)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import uvicorn
+from starlette.types import Receive, Scope, Send
+
+from dsv2.service import bounded_http
+from dsv2.service.bounded_http import MAX_HEAD, BoundedProtocol
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+    )
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=BoundedProtocol, lifespan="off", log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])))
+    thread.start()
+    yield listening.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.3)
+
+
+def ask(port: int, *parts: bytes, pause: float = 0.0) -> bytes:
+    """What comes back until the server closes, of bytes that are sent part by part."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        # The server may have had enough before all is sent.
+        with contextlib.suppress(ConnectionError):
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        return until_closed(connection)
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while data := connection.recv(65536):
+            found += data
+    return found
+
+
+def test_ordinary_requests_share_a_connection(port: int) -> None:
+    filler = b"x-filler: " + b"a" * (MAX_HEAD // 2) + b"\r\n\r\n"
+    last = REQUEST + b"Connection: close\r\n" + filler
+    answer = ask(port, REQUEST + filler, last, pause=0.05)
+    assert answer.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"x-filler: " + b"a" * (10 << 20) + b"\r\n", b"a: b\r\n" * 100_000, b"a" * (2 * MAX_HEAD),
+     b"x: " + b"a" * MAX_HEAD + b"\r\n"],
+    ids=["large", "many", "without a colon", "just too large"],
+)  # fmt: skip
+def test_headers_are_bounded(port: int, head: bytes) -> None:
+    answer = ask(port, REQUEST + head + b"\r\n")
+    assert not answer or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+    assert b"200" not in answer
+
+
+def test_a_header_without_an_end_is_not_kept(port: int) -> None:
+    answer = ask(port, REQUEST, *[b"a" * 16_384] * 64)
+    assert not answer or answer.startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.usefixtures("impatient")
+def test_headers_that_trickle_end_the_connection(port: int) -> None:
+    begun = time.monotonic()
+    answer = ask(port, *[bytes([byte]) for byte in REQUEST], pause=0.02)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_connection_that_says_nothing_is_closed(port: int) -> None:
+    assert ask(port) == b""
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_time_runs_for_each_request(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(REQUEST + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)  # between requests, it is the keep-alive that counts
+        connection.sendall(REQUEST)
+        assert until_closed(connection).startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"\x16\x03\x01\x02\x00\x01", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+     b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+     b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+     b"POST / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
+    ids=["TLS", "no address", "version", "chunk", "two lengths", "length and chunks"],
+)  # fmt: skip
+def test_what_is_no_http_is_refused(port: int, sent: bytes) -> None:
+    assert ask(port, sent).startswith(b"HTTP/1.1 400")

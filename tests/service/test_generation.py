@@ -1,0 +1,203 @@
+"""Choices of a request: what is gathered, who goes first, and what waits for how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from dsv2.engine.request import Limits, OverloadedError, Request, SamplingParams
+from dsv2.service.generation import AnswerError, Choice, Generation
+from dsv2.service.pace import Pace
+from dsv2.service.serving import Canceller, EngineGoneError, Sink
+from dsv2.service.streams import outputs_of
+from dsv2.service.tool_stream import AnswerReader
+from dsv2.service.wire import Stats, Tokens
+from tests.service.fakes import FakeTicket, pocket_tokenizer
+
+TOKENIZER = pocket_tokenizer()
+TOKEN = TOKENIZER.encode("word")[0]
+PARAMS = SamplingParams(max_tokens=2000)
+
+
+class ByHand:
+    """An engine whose outputs the test hands over."""
+
+    def __init__(self) -> None:
+        self.limits = Limits(vocab_size=8192, max_context=4096)
+        self.description, self.is_healthy, self.stats = "by hand", True, Stats()
+        self.sinks: dict[str, Sink] = {}
+        self.cancelled: list[str] = []
+        self.refuses: Exception | None = None
+
+    def submit(self, request: Request, sink: Sink) -> Canceller:
+        if self.refuses is not None:
+            raise self.refuses
+        self.sinks[request.id] = sink
+        return lambda: self.cancelled.append(request.id)
+
+
+def choices(count: int) -> list[Choice]:
+    """Answers to one prompt."""
+    found: list[Choice] = []
+    for index in range(count):
+        request = Request(f"r-{index}", (1, 2, 3), PARAMS)
+        leader = found[0] if found else None
+        found.append(Choice(index, request, AnswerReader(TOKENIZER, PARAMS), leader))
+    return found
+
+
+def run(work: Callable[[ByHand, Generation], Awaitable[None]], count: int = 1) -> ByHand:
+    async def main() -> ByHand:
+        engine = ByHand()
+        generation = Generation(engine, choices(count), FakeTicket("r"))
+        await asyncio.wait_for(work(engine, generation), 5)
+        generation.close()
+        return engine
+
+    return asyncio.run(main())
+
+
+def output(*, index: int = 0, tokens: int = 1, finish: str | None = None) -> Tokens:
+    return Tokens(f"r-{index}", [TOKEN] * tokens, None, finish)
+
+
+def test_what_nobody_reads_is_one_piece() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        for _ in range(1000):
+            engine.sinks["r-0"].put(output())
+        assert len(generation.choices[0].waiting.tokens) == 1000  # type: ignore[union-attr]
+        (piece,) = await generation.next()
+        assert piece.tokens == [TOKEN] * 1000
+        assert generation.choices[0].waiting is None
+        assert generation.usage.completion_tokens == 1000
+
+    run(work)
+
+
+def test_others_of_a_prompt_start_when_the_first_has_answered() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        assert list(engine.sinks) == ["r-0"]
+        engine.sinks["r-0"].put(output())
+        assert list(engine.sinks) == ["r-0", "r-1", "r-2"]
+        for index in (1, 2):
+            engine.sinks[f"r-{index}"].put(output(index=index, finish="stop"))
+        pieces = await generation.next()
+        assert [(piece.choice.index, piece.finish) for piece in pieces] == [
+            (0, None), (1, "stop"), (2, "stop"),
+        ]  # fmt: skip
+        assert generation.usage.prompt_tokens == 3
+        assert not generation.is_over
+
+    run(work, count=3)
+
+
+def test_others_start_too_when_the_first_has_failed() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        engine.sinks["r-0"].fail(EngineGoneError("gone"))
+        assert list(engine.sinks) == ["r-0", "r-1"]
+        with pytest.raises(EngineGoneError):
+            await generation.next()
+
+    run(work, count=2)
+
+
+def test_closing_cancels_all_and_starts_nobody() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        generation.close()
+        engine.sinks["r-0"].put(output())
+        assert list(engine.sinks) == ["r-0"]
+
+    assert "r-0" in run(work, count=2).cancelled
+
+
+def test_what_the_engine_does_not_take_is_raised_by_next() -> None:
+    async def main() -> None:
+        engine = ByHand()
+        engine.refuses = OverloadedError("full")
+        generation = Generation(engine, choices(2), FakeTicket("r"))
+        with pytest.raises(OverloadedError):
+            await generation.next()
+
+    asyncio.run(main())
+
+
+def test_tokens_before_an_error_come_first() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        engine.sinks["r-0"].put(output(tokens=3))
+        engine.sinks["r-0"].put(Tokens("r-0", [], finish_reason="error", error="broken"))
+        (piece,) = await generation.next()
+        assert (len(piece.tokens), piece.finish) == (3, None)
+        with pytest.raises(AnswerError, match="broken"):
+            await generation.next()
+
+    run(work)
+
+
+async def _seconds(waits: Awaitable[object]) -> float:
+    begun = time.perf_counter()
+    await waits
+    return time.perf_counter() - begun
+
+
+def test_held_pieces_gather_but_for_the_first_and_the_last() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        sink = engine.sinks["r-0"]
+        generation.hold(0.2)
+        sink.put(output())
+        assert await _seconds(generation.next()) < 0.1, "the first waits for nothing"
+        generation.hold(0.2)
+        sink.put(output())
+        waiting = asyncio.ensure_future(generation.next())
+        await asyncio.sleep(0.02)
+        sink.put(output())
+        assert not waiting.done()
+        (piece,) = await waiting
+        assert len(piece.tokens) == 2
+        generation.hold(60)
+        sink.put(output())
+        waiting = asyncio.ensure_future(generation.next())
+        await asyncio.sleep(0)
+        sink.put(output(finish="stop"))
+        (piece,) = await waiting
+        assert (len(piece.tokens), piece.finish) == (2, "stop")
+
+    run(work)
+
+
+def test_the_pace_slows_with_the_streams_up_to_a_bound() -> None:
+    pace = Pace()
+    with pace.stream():
+        alone = pace.gap(is_stream=True)
+        assert alone <= 0.001
+        with pace.stream():
+            assert pace.gap(is_stream=True) == 2 * alone
+        assert pace.gap(is_stream=True) == alone
+    crowd = [pace.stream() for _ in range(10_000)]
+    for one in crowd:
+        one.__enter__()
+    assert pace.gap(is_stream=True) == 0.2
+
+
+def test_outputs_of_an_engine_as_a_generator() -> None:
+    async def main() -> None:
+        engine = ByHand()
+        request = Request("mine", (1,), PARAMS)
+        outputs = outputs_of(engine, request)
+        first = asyncio.ensure_future(anext(outputs))
+        await asyncio.sleep(0)
+        engine.sinks["mine"].put(Tokens("7", [5]))
+        assert await first == Tokens("mine", [5])
+        engine.sinks["mine"].put(Tokens("7", [6]))
+        engine.sinks["mine"].put(Tokens("7", [7], finish_reason="stop"))
+        assert [one.tokens for one in [item async for item in outputs]] == [[6, 7]]
+        lost = outputs_of(engine, request)
+        waiting = asyncio.ensure_future(anext(lost))
+        await asyncio.sleep(0)
+        engine.sinks["mine"].fail(EngineGoneError("gone"))
+        with pytest.raises(EngineGoneError):
+            await waiting
+
+    asyncio.run(main())
