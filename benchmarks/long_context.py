@@ -3,12 +3,16 @@
     python benchmarks/long_context.py                      # all layers, int4: hours on two cores
     python benchmarks/long_context.py --sample 5           # five of its 64 chunks, then the sum
     python benchmarks/long_context.py --layers 2 --weights float32 --check cuda
+    python benchmarks/long_context.py --layers 2 --weights float32 --sample 5 --chunk 512 \
+        --check cpu
 
 Weights are random, so only times and sums of bytes mean something. ``--sample`` computes chunks at
 equal distances over a cache of random latents: a chunk's time grows linearly with what is before
 it, so that the trapezoids between them are the whole prompt's; the peak of memory is that of the
 last chunk, which is among them. ``--check`` computes the same with the readable ops on a device and
-compares logits of the last chunk; that needs about 40 GiB there.
+compares logits: of the last position, which needs about 40 GiB there, or with ``--sample`` of the
+last position of each of the chunks, over the same cache. What it would take to notice is measured
+too, there: how far the logits move when one block of 64 tokens in the middle is another one.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -61,45 +65,118 @@ def read_prompt(model: PackedModel, tokens: Tensor, chunk: int) -> tuple[Tensor,
     return model.logits(hidden[-1:])[0], time.perf_counter() - start
 
 
-def sample_prompt(model: PackedModel, tokens: Tensor, chunk: int, count: int) -> float:
-    """Seconds of the whole prompt from ``count`` of its chunks, the first and last among them."""
-    cache = allocate_cache(model.config, blocks_for(len(tokens)), model.cache_format, model.device)
+def random_cache(model: PackedModel, tokens: int) -> list[Tensor]:
+    """A cache that looks full."""
+    cache = allocate_cache(model.config, blocks_for(tokens), model.cache_format, model.device)
     for layer in cache:
         if layer.dtype == torch.uint8:
             layer.random_(64, 192)  # bytes that are scales, too, of ordinary numbers
         else:
-            layer.normal_()
+            # Wider than a real one, so that single tokens count among 131,072.
+            layer.normal_(std=4.0)
+    return cache
+
+
+def sample_prompt(
+    model: PackedModel, tokens: Tensor, chunk: int, count: int, reference: Reference | None
+) -> float:
+    """Seconds of the whole prompt from ``count`` of its chunks, the first and last among them.
+
+    Raises:
+        SystemExit: logits of a chunk are not the reference's.
+    """
+    cache = random_cache(model, len(tokens))
     parts = list(chunks(model.config, tokens, chunk, model.device))
     places = [round(place) for place in torch.linspace(0, len(parts) - 1, count).tolist()]
     model.hidden(parts[0], cache)  # threads and pages
     spent = []
     for place in places:
         start = time.perf_counter()
-        model.hidden(parts[place], cache)
+        hidden = model.hidden(parts[place], cache)
         spent.append(time.perf_counter() - start)
         print(f"chunk {place + 1:3d} of {len(parts)}: {spent[-1]:8.2f} s", flush=True)
+        if reference is not None:
+            end = min((place + 1) * chunk, len(tokens))
+            reference.compare(model.logits(hidden[-1:])[0], cache, place * chunk, end)
     measured = list(zip(places, spent, strict=True))
     between = sum((b - a) * (x + y) / 2 for (a, x), (b, y) in pairwise(measured))
     return between + (spent[0] + spent[-1]) / 2
 
 
+class Reference:
+    """The readable ops over the same weights.
+
+    Args:
+        config: of the model.
+        weights: by name; each is let go as it is taken over.
+        tokens: of the prompt.
+        device: that computes.
+        bound: largest difference of logits that is allowed, in their standard deviation.
+    """
+
+    STEP = 128
+    """Tokens at once: the readable op holds all their scores."""
+
+    def __init__(
+        self, config: ModelConfig, weights: dict[str, Weight], tokens: Tensor,
+        device: torch.device, bound: float,
+    ) -> None:  # fmt: skip
+        with device:
+            self._model = Transformer(config, backend="reference")
+        for name, parameter in self._model.named_parameters():
+            parameter.copy_(dequantise(weights.pop(name)))
+        self._config, self._tokens, self._device = config, tokens, device
+        self._bound = bound
+        self._cache = allocate_cache(
+            config, blocks_for(len(tokens)), self._model.cache_format, device
+        )
+
+    def logits(self, first: int, end: int) -> Tensor:
+        """Of position ``end - 1``, fp32 ``[vocabulary]``, from those at ``first`` on."""
+        hidden = torch.empty(0)
+        blocks = blocks_for(len(self._tokens))
+        for start in range(first, end, self.STEP):
+            new = min(self.STEP, end - start)
+            batch = paged(
+                1, new, start, blocks, generated=False, vocab_size=self._config.vocab_size
+            )
+            batch.tokens.copy_(self._tokens[start : start + new])
+            hidden, _ = self._model.hidden(batch.to(self._device), self._cache)
+        return self._model.logits(hidden[-1:])[0].cpu()
+
+    def check(self, logits: Tensor, first: int, end: int) -> Tensor:
+        """The reference's, if the given logits are close to them.
+
+        Raises:
+            SystemExit: they are not.
+        """
+        expected = self.logits(first, end)
+        off, spread = float((logits - expected).abs().max()), float(expected.std())
+        print(json.dumps({"position": end - 1, "largest_difference": off, "logit_spread": spread}))
+        if not off < self._bound * spread:
+            raise SystemExit(f"logits differ by {off}, allowed is {self._bound * spread}")
+        return expected
+
+    def compare(self, logits: Tensor, cache: Sequence[Tensor], first: int, end: int) -> None:
+        """:meth:`check` over a copy of a cache, and that another block in it would be noticed.
+
+        Raises:
+            SystemExit: one does not hold.
+        """
+        for own, given in zip(self._cache, cache, strict=True):
+            own.copy_(given.view_as(own))
+        expected = self.check(logits, first, end)
+        if first == 0:
+            return
+        for own in self._cache:
+            own[first // 128].neg_()
+        moved = float((self.logits(first, end) - expected).abs().max())
+        print(json.dumps({"moved_by_another_block": moved}), flush=True)
+        if moved < 4 * self._bound * float(expected.std()):
+            raise SystemExit(f"another block moves logits by {moved}: too little to be noticed")
+
+
 @torch.inference_mode()
-def reference_logits(
-    config: ModelConfig, weights: dict[str, Weight], tokens: Tensor, device: torch.device
-) -> Tensor:
-    """Logits ``[vocabulary]`` fp32 of the last position from the readable ops."""
-    with device:
-        model = Transformer(config, backend="reference")
-    for name, parameter in model.named_parameters():
-        parameter.copy_(dequantise(weights.pop(name)))
-    cache = allocate_cache(config, blocks_for(len(tokens)), model.cache_format, device)
-    hidden = torch.empty(0)
-    # The readable op holds every score of a chunk at once.
-    for batch in chunks(config, tokens, 1024, device):
-        hidden, _ = model.hidden(batch, cache)
-    return model.logits(hidden[-1:])[0].cpu()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=131_072)
@@ -111,8 +188,8 @@ def main() -> None:
     parser.add_argument("--sample", type=int, metavar="CHUNKS")
     parser.add_argument("--check", metavar="DEVICE")
     options = parser.parse_args()
-    if options.sample is not None and (options.sample < 2 or options.check):
-        parser.error("--sample needs at least 2 chunks, and no --check: it computes no logits")
+    if options.sample is not None and options.sample < 2:
+        parser.error("--sample needs at least 2 chunks")
     config = config_of("v2-lite").model_copy(update={"num_hidden_layers": options.layers})
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(
@@ -130,9 +207,13 @@ def main() -> None:
         config, executor, keep if options.check else fetch, weights=options.weights,
         cache_format=kind,
     )  # fmt: skip
+    reference: Reference | None = None
+    if options.check:
+        bound = 2e-3 if options.weights == "float32" else 0.2
+        reference = Reference(config, kept, tokens, torch.device(options.check), bound)
     logits = torch.empty(0)
     if options.sample is not None:
-        seconds = sample_prompt(model, tokens, options.chunk, options.sample)
+        seconds = sample_prompt(model, tokens, options.chunk, options.sample, reference)
     else:
         logits, seconds = read_prompt(model, tokens, options.chunk)
     report = {
@@ -148,13 +229,8 @@ def main() -> None:
         "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
     print(json.dumps(report), flush=True)
-    if options.check:
-        expected = reference_logits(config, kept, tokens, torch.device(options.check))
-        off, spread = float((logits - expected).abs().max()), float(expected.std())
-        print(json.dumps({"largest_difference": off, "logit_spread": spread}))
-        bound = (2e-3 if options.weights == "float32" else 0.2) * spread
-        if not off < bound:
-            raise SystemExit(f"logits differ by {off}, allowed is {bound}")
+    if reference is not None and options.sample is None:
+        reference.check(logits, 0, len(tokens))
 
 
 if __name__ == "__main__":
