@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
+import http.client
 import socket
 import threading
 import time
@@ -15,15 +17,34 @@ from starlette.types import Receive, Scope, Send
 
 from dsv2.service import bounded_http
 from dsv2.service.bounded_http import MAX_HEAD, BoundedProtocol
+from dsv2.service.http import CHUNK
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["path"] == "/chunks":
+        return await chunks(scope, receive, send)
     await send(
         {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
     )
     await send({"type": "http.response.body", "body": b"ok"})
+
+
+async def chunks(scope: Scope, receive: Receive, send: Send) -> None:
+    """Writes past ``send``; the last part tells what became of the others."""
+    write = scope["extensions"][CHUNK]["write"]
+    found = [write(b"too early")]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    found.append(write(b""))
+    found += [write(b"%d;" % number) for number in range(100)]
+    large = b"x" * (1 << 20)
+    while write(large):  # until the client reads too slowly
+        found.append(True)
+    found.append(write(b"more"))
+    await send({"type": "http.response.body", "body": b"|" + repr(found).encode()})
+    found.append(write(b"too late"))
+    assert found[-1] is False
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +141,20 @@ def test_the_time_runs_for_each_request(port: int) -> None:
 )  # fmt: skip
 def test_what_is_no_http_is_refused(port: int, sent: bytes) -> None:
     assert ask(port, sent).startswith(b"HTTP/1.1 400")
+
+
+def test_parts_of_a_body_go_past_send(port: int) -> None:
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    ) as connection:
+        connection.request("GET", "/chunks")
+        time.sleep(0.3)
+        body = connection.getresponse().read()
+    text, _, told = body.partition(b"|")
+    numbers, _, large = text.rpartition(b";")
+    assert numbers.split(b";") == [b"%d" % number for number in range(100)]
+    found = ast.literal_eval(told.decode())
+    assert found[:2] == [False, False]
+    assert found[2:-1] == [True] * (len(found) - 3)
+    assert found[-1] is False
+    assert large == b"x" * ((len(found) - 103) << 20)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from dsv2.engine.request import Limits, OverloadedError, Request, SamplingParams
-from dsv2.service.generation import AnswerError, Choice, Generation
+from dsv2.service.generation import AnswerError, Choice, Generation, Piece
 from dsv2.service.pace import Pace
 from dsv2.service.serving import Canceller, EngineGoneError, Sink
 from dsv2.service.streams import outputs_of
@@ -167,11 +167,79 @@ def test_held_pieces_gather_but_for_the_first_and_the_last() -> None:
     run(work)
 
 
+def test_a_relay_gets_what_is_in_the_middle_and_nobody_wakes() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        sink = engine.sinks["r-0"]
+        relayed: list[list[Piece]] = []
+        generation.relay = relayed.append
+        sink.put(output())
+        assert not relayed, "nobody waits yet"
+        (first,) = await generation.next()
+        assert first.is_first
+        waiting = asyncio.ensure_future(generation.next())
+        await asyncio.sleep(0)
+        sink.put(output())
+        sink.put(output(tokens=2))
+        await asyncio.sleep(0)
+        assert [len(one.tokens) for pieces in relayed for one in pieces] == [1, 2]
+        assert not waiting.done()
+        generation.hold(0.05)
+        sink.put(output())
+        sink.put(output())
+        assert len(relayed) == 2
+        await asyncio.sleep(0.1)
+        assert [len(one.tokens) for one in relayed[2]] == [2]
+        sink.put(output(finish="stop"))
+        (last,) = await waiting
+        assert last.finish == "stop" and len(relayed) == 3
+
+    run(work)
+
+
+def test_what_a_relay_raises_ends_its_own_request_alone() -> None:
+    async def work(engine: ByHand, generation: Generation) -> None:
+        def fail(pieces: list[Piece]) -> None:
+            raise RuntimeError("broken")
+
+        engine.sinks["r-0"].put(output())
+        await generation.next()
+        generation.relay = fail
+        waiting = asyncio.ensure_future(generation.next())
+        await asyncio.sleep(0)
+        engine.sinks["r-0"].put(output())  # the engine's side hears nothing of it
+        with pytest.raises(RuntimeError, match="broken"):
+            await waiting
+
+    run(work)
+
+
+def test_a_stop_string_that_a_relay_gets_ends_the_answer() -> None:
+    params = SamplingParams(max_tokens=2000, stop=("wordword",))
+
+    async def main() -> None:
+        engine = ByHand()
+        choice = Choice(0, Request("r-0", (1,), params), AnswerReader(TOKENIZER, params))
+        generation = Generation(engine, [choice], FakeTicket("r"))
+        relayed: list[Piece] = []
+        generation.relay = relayed.extend
+        engine.sinks["r-0"].put(Tokens("r-0", TOKENIZER.encode("a")))
+        await generation.next()
+        waiting = asyncio.ensure_future(generation.next())
+        await asyncio.sleep(0)
+        engine.sinks["r-0"].put(output(tokens=2))
+        assert await asyncio.wait_for(waiting, 1) == []
+        assert generation.is_over
+        assert relayed[-1].finish == "stop"
+        assert engine.cancelled == ["r-0"]
+
+    asyncio.run(main())
+
+
 def test_the_pace_slows_with_the_streams_up_to_a_bound() -> None:
     pace = Pace()
     with pace.stream():
         alone = pace.gap(is_stream=True)
-        assert alone <= 0.001
+        assert alone <= 0.002
         with pace.stream():
             assert pace.gap(is_stream=True) == 2 * alone
         assert pace.gap(is_stream=True) == alone

@@ -165,6 +165,12 @@ def test_other_sites_may_read_nothing_unless_listed() -> None:
     good = ask(made.app, URL, BODY, headers={**KEY, "origin": "https://good.example"})
     assert good.headers["access-control-allow-origin"] == "https://good.example"
     assert "access-control-allow-credentials" not in good.headers
+    preflight = {
+        "origin": "https://good.example", "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,x-stainless-lang,anthropic-version",
+    }  # fmt: skip
+    allowed = ask(made.app, URL, headers=preflight, method="OPTIONS").headers
+    assert "x-stainless-lang" in allowed["access-control-allow-headers"]
 
 
 def test_a_line_of_log_for_each_request(caplog: pytest.LogCaptureFixture) -> None:

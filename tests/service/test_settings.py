@@ -112,6 +112,17 @@ def test_a_guest_is_for_the_loopback_alone() -> None:
     assert "api.example.org" in (ServeSettings(allowed_hosts=("api.example.org",)).host_names or ())
 
 
+@pytest.mark.parametrize("origin", ["https://app.example.org", "http://localhost:3000", "*"])
+def test_sites_that_may_read(origin: str) -> None:
+    assert ServeSettings(allowed_origins=(origin,)).allowed_origins == (origin,)
+
+
+@pytest.mark.parametrize("origin", ["example.org", "https://a.org/", "null", "https://*.org", ""])
+def test_what_is_no_site(origin: str) -> None:
+    with pytest.raises(SettingsError, match="allowed_origins"):
+        read_settings(None, {"allowed_origins": [origin]})
+
+
 def test_fewer_replicas_than_always_run_are_refused() -> None:
     settings = read_settings(given={"ray": True, "ray_min_replicas": 2, "ray_max_replicas": 3})
     assert (settings.ray, settings.ray_address) == (True, "local")

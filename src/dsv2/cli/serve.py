@@ -62,6 +62,15 @@ def serve(
             shown="none",
         ),
     ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        _option(
+            "A web site, such as https://app.example.org, whose pages may ask with a key; may be "
+            "repeated; * for any.",
+            "allowed_origins",
+            shown="none",
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         _option("Folder of database, outbox and sockets.", "data", shown="~/.local/share/dsv2"),

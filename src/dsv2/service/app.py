@@ -61,7 +61,7 @@ def create_app(
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
         )  # fmt: skip
     if hosts is not None:
         app.add_middleware(HostCheck, allowed=hosts)

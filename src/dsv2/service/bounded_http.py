@@ -1,15 +1,22 @@
-"""uvicorn's parser of HTTP with bounds on what comes before a body: its size, and its time."""
+"""uvicorn's parser of HTTP with bounds on what comes before a body: its size, and its time.
+
+And a way to write parts of a body without a task: ``scope["extensions"][CHUNK]["write"](data)``
+writes at once and returns true, or writes nothing where the client reads too slowly or is gone.
+Wrappers of ``send`` that stand between do not hear of such parts; the status and the end of the
+body still go through them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from dsv2.service.errors import ApiError
-from dsv2.service.http import refuse
+from dsv2.service.http import CHUNK, refuse
 
 MAX_HEAD = 64 << 10
 """Bytes of a request's line and headers."""
@@ -70,6 +77,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if size > MAX_HEAD:
             self.app = _refuse_large  # the connection ends with it
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:
+            self.scope["extensions"] = {CHUNK: {"write": partial(self._write_chunk, self.cycle)}}
+
+    def _write_chunk(self, cycle: RequestResponseCycle, data: bytes) -> bool:
+        ends = cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding
+        if ends or self.flow.write_paused or not data:  # an empty chunk would end the body
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
 
     def _expect_head(self) -> None:
         self._timer = self.loop.call_later(HEAD_SECONDS, self._too_slow)

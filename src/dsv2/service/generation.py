@@ -108,10 +108,17 @@ class Generation:
     not more of them. Whoever starts it must :meth:`close` it: that cancels what is still under way
     in the engine.
 
+    With a ``relay``, pieces in the middle of choices are given to it as they come, while somebody
+    waits in :meth:`next`, which then goes on waiting: to wake a task for a token costs more than
+    all that is done with it.
+
     Args:
         engine: computes.
         choices: in order of their index.
         ticket: is told what has been produced.
+
+    Attributes:
+        relay: see above; what it raises, :meth:`next` raises.
     """
 
     def __init__(self, engine: Engine, choices: Sequence[Choice], ticket: Ticket) -> None:
@@ -125,6 +132,8 @@ class Generation:
         self._held_until = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._followers: dict[Choice, list[Choice]] = {}
+        self.relay: Callable[[list[Piece]], None] | None = None
+        self._failure: Exception | None = None
         for choice in self.choices:
             choice.wake = self._wake
             if choice.leader is not None:
@@ -170,6 +179,11 @@ class Generation:
                 await self._waiter
             finally:
                 self._waiter = None
+        if self._failure is not None:
+            raise self._failure
+        return self._take_all()
+
+    def _take_all(self) -> list[Piece]:
         pieces: list[Piece] = []
         while self._ready:
             choice = self._ready.popleft()
@@ -219,7 +233,7 @@ class Generation:
             choice.is_ready = True
             self._ready.append(choice)
         if self._waiter is not None and self._may_go():
-            self.nudge()
+            self._go()
 
     def _may_go(self) -> bool:
         """Whether there is something that need not or must not wait any longer."""
@@ -233,7 +247,20 @@ class Generation:
 
     def _release(self) -> None:
         self._timer = None
-        self.nudge()
+        if self._ready and self._waiter is not None:
+            self._go()
+
+    def _go(self) -> None:
+        """Give pieces to the relay, or let :meth:`next` return them."""
+        if self.relay is None or any(one.is_urgent for one in self._ready):
+            self.nudge()
+            return
+        try:
+            self.relay(self._take_all())
+        except Exception as error:  # it must not reach the engine's other requests
+            self._failure = error
+        if self._failure is not None or self.is_over:
+            self.nudge()
 
     def _take(self, choice: Choice, output: Tokens) -> Piece:
         """What waits of a choice as one piece."""

@@ -22,6 +22,8 @@ from dsv2.service.errors import ApiError
 log = logging.getLogger("dsv2.service")
 access_log = logging.getLogger("dsv2.service.access")
 
+CHUNK = "dsv2.chunk"
+"""Extension of an ASGI scope; see :mod:`dsv2.service.bounded_http`."""
 MAX_BODY_BYTES = 4 << 20
 BODY_SECONDS = 60.0
 """For a whole body to come."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,8 @@ from dsv2.service.folders import data_folder
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,127}")
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?)$")]
+"""Of a web site, without a path; or ``*``."""
 
 
 class SettingsError(ValueError):
@@ -85,6 +87,8 @@ class ServeSettings(BaseModel):
         port: to listen on; 0 for any free one.
         allowed_hosts: names that a request's ``Host`` may have, besides the loopback's and
             ``host`` itself; ``*`` for any, behind a proxy that checks.
+        allowed_origins: web sites, such as ``https://app.example.org``, whose pages may ask with a
+            key and read answers; ``*`` for any.
         data: folder of the database, the outbox and the engines' sockets.
         database: a SQLAlchemy URL; by default SQLite in ``data``.
         guest: let anybody on this machine use the models without an account; only where ``host``
@@ -119,6 +123,7 @@ class ServeSettings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[Origin, ...] = ()
     data: Path = Field(default_factory=data_folder)
     database: str = ""
     guest: bool = True

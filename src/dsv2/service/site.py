@@ -41,7 +41,7 @@ def make_app(
         *platform_routers(),
     ]
     app = create_app(
-        office.identify, routers, hosts=settings.host_names,
+        office.identify, routers, hosts=settings.host_names, origins=settings.allowed_origins,
         max_body_bytes=settings.max_body_bytes, watch=metrics,
     )  # fmt: skip
     desk.install(app, office)

@@ -24,6 +24,7 @@ from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 from dsv2.service.failures import as_api_error, queue_timeout
 from dsv2.service.generation import Choice, Generation, Piece
+from dsv2.service.http import CHUNK
 from dsv2.service.pace import Pace
 from dsv2.service.serving import Engine, Ticket
 
@@ -148,8 +149,9 @@ class GenerationResponse(Response):
         try:
             generation = Generation(self._engine, self._choices, ticket)
             connection = _Connection(
-                generation, receive, send, self._patience, dict(ticket.headers)
-            )
+                generation, receive, send, self._patience, dict(ticket.headers),
+                _chunk_writer(scope) if self._writer.is_stream else None,
+            )  # fmt: skip
             try:
                 with self._pace.stream():
                     finish = await self._run(generation, connection, ticket)
@@ -172,6 +174,12 @@ class GenerationResponse(Response):
     async def _run(self, generation: Generation, connection: _Connection, ticket: Ticket) -> str:
         """Everything up to the end of the body; why it has ended."""
         writer = self._writer
+
+        def relay(pieces: list[Piece]) -> None:
+            if pieces:
+                connection.push(writer.write(pieces))
+                generation.hold(self._pace.gap(is_stream=True))
+
         content_type = "text/event-stream; charset=utf-8" if writer.is_stream else None
         connection.headers["content-type"] = content_type or "application/json"
         connection.sign_of_life = b": keep-alive\n\n" if writer.is_stream else b"\n"
@@ -187,10 +195,11 @@ class GenerationResponse(Response):
                 if not generation.has_begun and connection.waited > self._patience.in_line:
                     raise queue_timeout(self._patience.in_line)
                 data = writer.write(pieces) if pieces else connection.overdue()
-                if data:
+                if data or connection.unsent:
                     await connection.send(data)
                 if pieces:
                     generation.hold(self._pace.gap(is_stream=writer.is_stream))
+                    generation.relay = relay if connection.can_push else None
             data = writer.close(generation.usage)
         except Exception as error:  # CancelledError is none
             problem = as_api_error(error, prompt=self._prompt, names=self._names)
@@ -215,14 +224,22 @@ class GenerationResponse(Response):
             await connection.send(self._writer.fail(error), is_last=True)
 
 
+def _chunk_writer(scope: Scope) -> Callable[[bytes], bool] | None:
+    """The server's way to write a part of a body at once, where it has one."""
+    found: Callable[[bytes], bool] | None = scope.get("extensions", {}).get(CHUNK, {}).get("write")
+    return found
+
+
 class _Connection:
     """One client: what it is sent, whether it is there, and whether it reads."""
 
     def __init__(
         self, generation: Generation, receive: Receive, send: Send, patience: Patience,
-        headers: dict[str, str],
+        headers: dict[str, str], write: Callable[[bytes], bool] | None = None,
     ) -> None:  # fmt: skip
         self._generation, self._receive, self._send = generation, receive, send
+        self._write = write
+        self.unsent = b""
         self._patience = patience
         self.headers = {name.lower(): value for name, value in headers.items()}
         self.sign_of_life = b""
@@ -246,9 +263,29 @@ class _Connection:
         quiet = self._loop.time() - self._spoken
         return self.sign_of_life if quiet >= self._patience.keep_alive else b""
 
+    @property
+    def can_push(self) -> bool:
+        """Whether :meth:`push` may be called."""
+        return self._write is not None and self.has_started
+
+    def push(self, data: bytes) -> None:
+        """Send a part of the body past all that stands between; if it must wait, keep it.
+
+        What stands there has seen the status, and minds no parts that follow it.
+        """
+        assert self._write is not None
+        if not data:
+            return
+        if self._write(data):
+            self._spoken = self._loop.time()
+        else:
+            self.unsent += data
+            self._generation.nudge()
+
     async def send(self, data: bytes, *, is_last: bool = False, status: int = 200) -> None:
         """Send a part of the body, and the status before the first."""
         self._sending_since = self._loop.time()
+        data, self.unsent = self.unsent + data, b""
         if not self.has_started:
             self.has_started = True
             if is_last:

@@ -56,6 +56,10 @@ def test_some_limits_change_and_the_others_stay(browser: Client) -> None:
         ["tiny"], None, "day",
     )  # fmt: skip
     assert changed["requests_per_minute"] == 3
+    renamed = browser.patch(path, {"name": "ours"}).json()
+    assert (renamed["name"], renamed["requests_per_minute"]) == ("ours", 3)
+    assert browser.patch(path, {"name": ""}).status_code == 422
+    assert browser.get(path).json()["name"] == "ours"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,12 @@ def test_what_is_anothers_is_not_found(site: Site, store: Store, person: Person)
     other = site.logged_in(add_person(store, "other@example.org", paid=5))
     path = f"/api/account/keys/{person.key_id}"
     nobodys = other.get("/api/account/keys/key_0").json()["error"]["message"]
-    for answer in (other.get(path), other.patch(path, {"budget": 1}), other.delete(path)):
+    for answer in (
+        other.get(path),
+        other.patch(path, {"budget": 1}),
+        other.patch(path, {"name": "x"}),
+        other.delete(path),
+    ):
         assert answer.status_code == 404
         assert answer.json()["error"]["message"].replace(person.key_id, "key_0") == nobodys
     assert site.client(key=person.secret).get("/user/balance").status_code == 200

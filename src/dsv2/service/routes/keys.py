@@ -5,7 +5,7 @@
 | GET ``/api/account/keys`` | signed in | all keys, the newest first, without secrets |
 | POST ``/api/account/keys`` | member | make one; the answer has its secret, this once |
 | GET ``/api/account/keys/{id}`` | signed in | one key |
-| PATCH ``/api/account/keys/{id}`` | member | change some of its limits |
+| PATCH ``/api/account/keys/{id}`` | member | change its name or some of its limits |
 | DELETE ``/api/account/keys/{id}`` | member | revoke it |
 
 A key of another account is not found, like one that does not exist.
@@ -53,6 +53,12 @@ class NewKey(Limits):
     name: str = Field(min_length=1, max_length=200)
 
 
+class ChangedKey(Limits):
+    """What is to be another way."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=200)
+
+
 @router.get("")
 async def list_keys(caller: SignedIn, office: Desk) -> Any:
     """All keys of the account, revoked ones too."""
@@ -81,15 +87,18 @@ async def get_key(key_id: str, caller: SignedIn, office: Desk) -> Any:
 
 
 @router.patch("/{key_id}")
-async def change_key(key_id: str, body: Limits, caller: Member, office: Desk) -> Any:
-    """Change the limits that the body names, from the next request on."""
+async def change_key(key_id: str, body: ChangedKey, caller: Member, office: Desk) -> Any:
+    """Change the name and the limits that the body names, from the next request on."""
 
     def change(db: Connection) -> ApiKey:
+        actor, now = caller.user_id, office.clock()
         known = keys.get_key(db, caller.account_id, key_id)
+        if body.name is not None:
+            known = keys.rename_key(db, caller.account_id, key_id, body.name, actor=actor, now=now)
+        if not body.given():
+            return known
         limits = replace(known.limits, **body.given())
-        return keys.change_limits(
-            db, caller.account_id, key_id, limits, actor=caller.user_id, now=office.clock()
-        )
+        return keys.change_limits(db, caller.account_id, key_id, limits, actor=actor, now=now)
 
     return key_shape(await office.write(change))
 

@@ -264,6 +264,22 @@ def change_limits(
     return get_key(db, account_id, key_id)
 
 
+def rename_key(
+    db: Connection, account_id: str, key_id: str, name: str, *, actor: str, now: int
+) -> ApiKey:
+    """Give a key another name.
+
+    Raises:
+        NotFoundError: the account has no such key.
+        FieldError: the name is none.
+    """
+    get_key(db, account_id, key_id)
+    change = sa.update(api_keys).where(api_keys.c.id == key_id)
+    db.execute(change.values(name=check_text("name", name)))
+    audit.record(db, actor=actor, action="key.rename", subject=key_id, now=now)
+    return get_key(db, account_id, key_id)
+
+
 def revoke_key(db: Connection, account_id: str, key_id: str, *, actor: str, now: int) -> ApiKey:
     """End a key for good; requests under way end as they would have.
 
