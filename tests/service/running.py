@@ -135,6 +135,13 @@ class Running:
             self.client.close()
 
 
+def usage(pid: int) -> tuple[int, float]:
+    """Open files and resident MiB of a process."""
+    files = len(os.listdir(f"/proc/{pid}/fd"))
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return files, pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 @contextmanager
 def running(data: Path, *arguments: str, **more: Any) -> Iterator[Running]:
     """A server that serves, and ends with the block."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -191,6 +195,38 @@ def test_openai_028_as_it_speaks(address: str) -> None:
             lines = [line for line in r.iter_lines() if line]
     assert lines[-1] == "data: [DONE]"
     assert all(line.startswith("data: ") for line in lines)
+
+
+OLD_PROGRAM = """
+import sys
+import openai
+
+openai.api_base, openai.api_key = sys.argv[1] + "/v1", "sk-test"
+ask = {"model": "deepseek-chat", "messages": [{"role": "user", "content": "Hi"}]}
+whole = openai.ChatCompletion.create(**ask)
+print(openai.__version__, whole.choices[0].message.content, whole.usage.completion_tokens > 0)
+parts = openai.ChatCompletion.create(stream=True, **ask)
+print("".join(part.choices[0].delta.get("content") or "" for part in parts))
+print([model.id for model in openai.Model.list().data])
+try:
+    openai.ChatCompletion.create(**ask | {"temperature": 9})
+except openai.error.InvalidRequestError as error:
+    print(error.param)
+"""
+
+
+@pytest.mark.net
+def test_openai_028_itself(address: str, tmp_path: Path) -> None:
+    """Installed into a folder of its own, since the new one has its name."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(tmp_path)]
+    subprocess.run([*install, "openai==0.28.1"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", OLD_PROGRAM, address], check=True, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "0.28.1 Hello, 世界! True", "Hello, 世界!", "['pocket']", "temperature",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import pytest
 
 from dsv2.service.load.client import Ask, Client
 from dsv2.service.load.run import Run, open_loop, run_fast
-from tests.service.running import Running, running
+from tests.service.running import Running, running, usage
 from tests.service.test_server import check_books
 
 STREAMS, TOKENS = 1000, 4
@@ -61,13 +60,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, calls: Path) -> Iterator[Ru
             assert "getaddrinfo 'localhost'" in calls.read_text(), "the hook does not hear"
             calls.write_text("")
             yield one
-
-
-def usage(pid: int) -> tuple[int, float]:
-    """Open files and resident MiB of a process."""
-    files = len(os.listdir(f"/proc/{pid}/fd"))
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return files, pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def storm(address: str) -> Run:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -19,7 +21,7 @@ from dsv2.service.store import open_store
 from dsv2.service.store.ledger import balance
 from dsv2.service.store.users import find_user
 from dsv2.service.store.verify import verify_books
-from tests.service.running import Running, events, running, until
+from tests.service.running import Running, events, running, until, usage
 
 LONG = {"max_tokens": 1500, "ignore_eos": True}
 
@@ -40,8 +42,6 @@ def test_the_printed_curl_line_streams_an_answer(server: Running) -> None:
 
 
 def _chunks(lines: list[str]) -> Iterator[dict[str, list[dict[str, dict[str, str]]]]]:
-    import json
-
     for line in lines[:-1]:
         yield json.loads(line.removeprefix("data: "))
 
@@ -72,7 +72,8 @@ def test_names_and_aliases(server: Running) -> None:
 
 def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
     """Fault F25."""
-    before = server.canary()
+    before, pids = server.canary(), (server.process.pid, server.engine_pid)
+    files = [usage(pid)[0] for pid in pids]
     for _ in range(10):
         with server.streaming(**LONG) as stream:
             next(stream)
@@ -83,6 +84,35 @@ def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
         )  # fmt: skip
     server.check_idle()
     assert server.canary() == before
+    assert [usage(pid)[0] <= count + 3 for pid, count in zip(pids, files, strict=True)] == [
+        True
+    ] * 2
+    check_books(server.data)
+
+
+@pytest.mark.slow
+def test_clients_that_read_nothing_hold_nobody_up(server: Running) -> None:
+    """Fault F26: what they do not read is joined, and the others are served."""
+    before, (files, memory) = server.canary(), usage(server.process.pid)
+    host, _, port = server.address.removeprefix("http://").rpartition(":")
+    body = json.dumps({"model": "pocket", "prompt": "x", "stream": True, "logprobs": 5} | LONG)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+    stalled = []
+    for _ in range(8):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        stalled.append(connection)
+    until(lambda: server.gauge("engine_running") == 8, 20.0)
+    assert server.canary() == before
+    until(lambda: server.gauge("engine_running") == 0, 110.0)
+    assert usage(server.process.pid)[1] < memory + 64
+    for connection in stalled:
+        connection.close()
+    server.check_idle()
+    assert server.canary() == before
+    assert usage(server.process.pid)[0] <= files + 3
     check_books(server.data)
 
 
@@ -131,6 +161,7 @@ def test_nothing_else_is_listening(server: Running) -> None:
 def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
     """Fault F27."""
     before, first = server.canary(), server.engine_pid
+    files = usage(server.process.pid)[0]
     with server.streaming(**LONG) as stream:
         next(stream)
         next(stream)
@@ -145,6 +176,7 @@ def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
     assert server.engine_pid != first
     assert server.canary() == before
     server.check_idle()
+    assert usage(server.process.pid)[0] <= files + 3
     check_books(server.data)
 
 
@@ -152,11 +184,14 @@ def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
 def test_an_engine_that_hangs_is_replaced(server: Running) -> None:
     """Fault F29."""
     before, first = server.canary(), server.engine_pid
+    files = usage(server.process.pid)[0]
     os.kill(first, signal.SIGSTOP)
     until(lambda: server.client.get("/health").status_code == 503, 10.0)
     until(lambda: server.client.get("/ready").status_code == 200, 60.0)
     assert server.engine_pid != first
     assert server.canary() == before
+    server.check_idle()
+    assert usage(server.process.pid)[0] <= files + 3
 
 
 @pytest.mark.slow
