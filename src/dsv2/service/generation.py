@@ -212,7 +212,7 @@ class Generation:
         self._held_until = self._loop.time() + seconds
 
     def close(self) -> None:
-        """Canceller what is under way."""
+        """Cancel what is under way."""
         self._followers.clear()
         if self._timer is not None:
             self._timer.cancel()
