@@ -232,7 +232,7 @@ class _Call:
         self.has_ended, self.reason = True, reason
 
     def close(self) -> None:
-        """Canceller the request at the replica if it is still under way."""
+        """Cancel the request at the replica if it is still under way."""
         if not self.has_ended:
             self._response.cancel()
 
