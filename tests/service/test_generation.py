@@ -224,6 +224,7 @@ def test_a_stop_string_that_a_relay_gets_ends_the_answer() -> None:
         generation.relay = relayed.extend
         engine.sinks["r-0"].put(Tokens("r-0", TOKENIZER.encode("a")))
         await generation.next()
+        generation.hold(60)  # not where a stop string may come
         waiting = asyncio.ensure_future(generation.next())
         await asyncio.sleep(0)
         engine.sinks["r-0"].put(output(tokens=2))

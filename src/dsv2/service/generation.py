@@ -130,6 +130,7 @@ class Generation:
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
         self._loop = asyncio.get_running_loop()
         self._held_until = 0.0
+        self._may_end = any(choice.reader.may_end for choice in self.choices)
         self._timer: asyncio.TimerHandle | None = None
         self._followers: dict[Choice, list[Choice]] = {}
         self.relay: Callable[[list[Piece]], None] | None = None
@@ -208,8 +209,12 @@ class Generation:
             self._waiter.set_result(None)
 
     def hold(self, seconds: float) -> None:
-        """Let :meth:`next` gather for so long, but for the first and the last of a choice."""
-        self._held_until = self._loop.time() + seconds
+        """Let :meth:`next` gather for so long, but for the first and the last of a choice.
+
+        Where what is read may end an answer, it is read at once: the engine would go on meanwhile.
+        """
+        if not self._may_end:
+            self._held_until = self._loop.time() + seconds
 
     def close(self) -> None:
         """Cancel what is under way."""
