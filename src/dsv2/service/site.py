@@ -31,7 +31,7 @@ def make_app(
 ) -> FastAPI:
     """What the public listener serves; ``admission`` stands for the office's own."""
     inference = Inference(
-        models, office.admission, Patience(in_line=settings.queue_seconds), metrics
+        models, admission or office.admission, Patience(in_line=settings.queue_seconds), metrics
     )
     routers = [
         home_routes(),
