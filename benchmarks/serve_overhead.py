@@ -41,8 +41,8 @@ from typing import Any, Protocol
 
 from benchmarks.peers.figures import Figure, append_csv, show
 from benchmarks.peers.machine import ROOT, look
-from benchmarks.peers.no_engine import STEP
 from benchmarks.peers.server import (
+    STEP,
     MemoryWatch,
     Served,
     ServerFailedError,
