@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from dsv2.checkpoint.quantised import quantise_checkpoint, stored_bytes, stored_
 from dsv2.checkpoint.safetensors import SafetensorsFile, open_safetensors
 from dsv2.checkpoint.weights import PublishedFiles, parameter_shapes
 from dsv2.cli.main import app
+from dsv2.engine import loading
+from dsv2.engine.plan import MemoryPlan
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import BlockTensor, dequantise, relative_rmse
 from dsv2.kernels.reference_executor import ReferenceExecutor
@@ -117,6 +120,27 @@ def test_a_cpu_converts_it_while_it_is_read(fp8: Path) -> None:
     assert 0 < relative_rmse(*delta) < 1e-2
     with pytest.raises(BackendError, match="no kernel for weights in fp8, allowed are float32"):
         load_packed(fp8, CpuExecutor(1), weights="fp8")
+
+
+def test_a_gpu_keeps_it(published: Path, fp8: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr(loading, "available_bytes", lambda: 1 << 30)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+
+    def planned(folder: Path, device: torch.device, dtype: str, **options: Any) -> MemoryPlan:
+        return loading.plan_folder(folder, device, "triton", dtype=dtype, **options)
+
+    kept, converted = planned(fp8, gpu, "auto"), planned(fp8, gpu, "bfloat16")
+    assert kept == planned(fp8, gpu, "fp8")
+    assert (kept.weights, converted.weights) == ("fp8", "bfloat16")
+    assert kept.weight_bytes < 0.75 * converted.weight_bytes
+    assert planned(fp8, gpu, "auto", max_memory={"cuda": "1GB"}).weights == "bfloat16"
+    with pytest.raises(ValueError, match="'fp8', which is for device cuda with backend 'triton'"):
+        planned(fp8, cpu, "fp8")
+    with pytest.raises(ValueError, match="without max_memory"):
+        planned(fp8, gpu, "fp8", max_memory={"cuda": "1GB"})
+    with pytest.raises(ValueError, match="in a wider format; dsv2 quantize MODEL FOLDER"):
+        planned(published, gpu, "fp8")
 
 
 def test_a_cache_of_fp8_is_for_gpus(fp8: Path) -> None:

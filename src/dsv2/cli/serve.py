@@ -141,7 +141,8 @@ def serve(
     ] = None,
     device: Annotated[str | None, _of_model("auto, cpu or cuda.", "device")] = None,
     dtype: Annotated[
-        str | None, _of_model("float32, bfloat16, int8, int4; auto: the widest that fits.", "dtype")
+        str | None,
+        _of_model("float32, bfloat16, int8, int4, fp8; auto: the widest that fits.", "dtype"),
     ] = None,
     cache_dtype: Annotated[
         str | None,

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 Dtype = Annotated[
     str,
-    typer.Option(help="Of the weights: float32, bfloat16, int8, int4; auto: the widest that fits."),
+    typer.Option(
+        help="Of the weights: float32, bfloat16, int8, int4, fp8; auto: the widest that fits."
+    ),
 ]
 CacheDtype = Annotated[
-    str, typer.Option(help="Of the latent cache: float32, bfloat16, int8, int6; auto: as weights.")
+    str,
+    typer.Option(help="Of the latent cache: float32, bfloat16, int8, int6, fp8; auto: as weights."),
 ]
 CacheTokens = Annotated[
     int | None, typer.Option(help="Tokens of cache, and so of context; default: what fits.")

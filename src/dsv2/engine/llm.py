@@ -62,9 +62,10 @@ class LLM:
         model: a folder, a pulled release or ``pocket``.
         device: ``auto``, ``cpu``, ``cuda`` or a torch device.
         dtype: of the weights: ``auto``, ``float32``, ``bfloat16``, ``int8`` or ``int4``; to the
-            last two a checkpoint is converted while it is read. ``auto`` is what is stored if that
-            is quantised; else bfloat16 on a GPU, and on a CPU float32 for a small model and the
-            widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
+            last two a checkpoint is converted while it is read. ``fp8`` is for a GPU and a
+            checkpoint published so. ``auto`` is what is stored if that is quantised (on a CPU
+            fp8 is converted); else bfloat16 on a GPU, and on a CPU float32 for a small model and
+            the widest of the others that fits (see :func:`dsv2.engine.plan.plan_memory`).
         backend: of the model's ops; ``auto`` takes the fastest there is.
         threads: that backend ``cpu`` computes with; None for one per core.
         max_sequences: most sequences computed at once.

@@ -98,10 +98,12 @@ def plan_folder(
         DoesNotFitError: the weights or the cache asked for do not fit.
         ValueError: an argument is out of bounds, or the backend cannot run the format.
     """
-    stored = stored_scheme(folder)
-    if stored == FP8:
+    stored, dtype = stored_scheme(folder), _full_name(dtype)
+    on_gpu = device.type == "cuda" and _is_packed(device, backend)
+    if dtype == FP8:
+        _check_fp8(folder, stored, on_gpu and max_memory is None)
+    if stored == FP8 and not (on_gpu and max_memory is None and dtype in ("auto", FP8)):
         stored = None  # converted while it is read, as bf16 is
-    dtype = _full_name(dtype)
     if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
         raise ValueError(
             f"weights in {stored or dtype} need backend 'cpu' on device cpu or 'triton' on cuda, "
@@ -118,7 +120,7 @@ def plan_folder(
     free = max(free_bytes(device) - promised, 0)
     if max_memory is None:
         return plan(free)
-    if device.type != "cuda" or not _is_packed(device, backend):
+    if not on_gpu:
         raise ValueError(
             f"max_memory is for backend 'triton' on device cuda, got {backend!r} on {device}"
         )
@@ -131,6 +133,18 @@ def plan_folder(
     elsewhere = away * gpu_bytes(config, ideal.weights)[1]
     found = plan(limits["cuda"] + math.ceil(elsewhere / (1 - MARGIN)))
     return replace(found, free_bytes=limits["cuda"], host_layers=away)
+
+
+def _check_fp8(folder: Path, stored: str | None, has_kernels: bool) -> None:
+    if not has_kernels:
+        raise ValueError(
+            "dtype is 'fp8', which is for device cuda with backend 'triton' and without max_memory"
+        )
+    if stored != FP8:
+        raise ValueError(
+            f"dtype is 'fp8', but {folder} has its weights in {stored or 'a wider format'}; "
+            "dsv2 quantize MODEL FOLDER --scheme fp8 makes a checkpoint that has"
+        )
 
 
 def _plan(
@@ -171,7 +185,7 @@ def _is_packed(device: torch.device, backend: str) -> bool:
 
 
 def _full_name(dtype: str) -> str:
-    allowed = ("auto", *NAMED_DTYPES, *SCHEMES)
+    allowed = ("auto", *NAMED_DTYPES, *SCHEMES, FP8)
     if dtype not in allowed:
         raise ValueError(f"dtype is {dtype!r}, allowed are {', '.join(allowed)}")
     return str(NAMED_DTYPES[dtype]).removeprefix("torch.") if dtype in NAMED_DTYPES else dtype

@@ -45,7 +45,7 @@ class MemoryPlan:
     """How a model is to lie in memory.
 
     Attributes:
-        weights: format of the weights: ``float32``, ``bfloat16``, ``int8`` or ``int4``.
+        weights: format of the weights: ``float32``, ``bfloat16``, ``int8``, ``int4`` or ``fp8``.
         weight_bytes: that they take, packed.
         scratch_bytes: beside them, for loading a layer or computing a step, whichever is more.
         cache: format of the latent cache.

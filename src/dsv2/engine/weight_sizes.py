@@ -134,7 +134,7 @@ def loading_bytes(config: ModelConfig, weights: str, convert: bool) -> int:
         count = torch.Size(shape).numel()
         kind = _kind(config, name, shape, weights)
         bits = SCHEMES[kind].bits_per_weight(shape[-1]) if kind in SCHEMES else 0
-        width = bits / 8 or {"float32": 4, "bfloat16": 2}[kind]
+        width = bits / 8 or {"float32": 4, "bfloat16": 2, FP8: 1}[kind]
         part = ".".join(name.split(".")[:3])
         parts[part] = parts.get(part, 0.0) + count * width
         largest = max(largest, count)
