@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import gc
+import weakref
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from dsv2 import LLM, SamplingParams
 from dsv2.engine.engine import Engine
 from dsv2.engine.graphs import (
     DecodeGraphs,
+    Outputs,
     StepInputs,
     StepShape,
     fill_inputs,
@@ -94,6 +98,37 @@ def test_a_step_is_captured_once_and_replayed_with_new_numbers() -> None:
     made.launch([work([1], 2)], None, None, drawn=True)
     made.launch([work([1], 2)], None, None, drawn=False)
     assert made.num_captures == 4
+
+
+class Forgetful:
+    """Captures as a GPU does: it keeps the addresses of what is read, not the tensors."""
+
+    outputs = (torch.zeros(1, VOCAB), torch.zeros(1, dtype=torch.int64))
+
+    def __call__(self, compute: Callable[[], Outputs]) -> Forgetful:
+        compute()
+        return self
+
+    def replay(self) -> None:
+        pass
+
+    def free(self) -> None:
+        pass
+
+
+def test_what_a_captured_step_reads_outlives_the_capture() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def compute(batch: RaggedBatch) -> torch.Tensor:
+        parts = [getattr(batch, one.name) for one in fields(batch)]
+        kept.extend(weakref.ref(one) for one in parts if isinstance(one, torch.Tensor))
+        return torch.zeros(1, VOCAB)
+
+    made = DecodeGraphs(compute, CPU, SCRATCH, Forgetful())
+    made.launch([work([1], 2)], None, None, drawn=False)
+    gc.collect()
+    assert len(kept) >= 7
+    assert all(one() is not None for one in kept)
 
 
 def test_a_capture_begins_with_harmless_numbers() -> None:

@@ -155,15 +155,16 @@ def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> Non
     exact, loose = make(folder, dtype), make(folder, dtype, deterministic=False)
     # 100 tokens, so that the answer ends in another block than the prompt.
     prompt = (exact.tokenizer.encode(PROMPTS[1]) * 9)[:100]
-    first = exact.generate([prompt], ANSWER)[0]
-    assert loose.generate([prompt], ANSWER)[0].token_ids == first.token_ids
+    first = loose.generate([prompt], ANSWER)[0]
+    if "cuda" not in dtype:  # there other kernels take free orders, and bits differ
+        assert exact.generate([prompt], ANSWER)[0].token_ids == first.token_ids
     follow = [*first.prompt_ids, *first.token_ids, *exact.tokenizer.encode(" and then")]
     found = [llm.generate([follow], ANSWER)[0] for llm in (exact, loose)]
     assert found[1].cached_tokens > found[0].cached_tokens
     assert found[0].logprobs is not None
     assert found[1].logprobs is not None
     # Rounding activations to 8 bits makes more of a last bit than bf16 does.
-    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}.get(dtype, 0.3)
+    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}.get(dtype.partition(" on ")[0], 0.3)
     assert found[1].logprobs[0].chosen == pytest.approx(found[0].logprobs[0].chosen, abs=tolerance)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import torch
 
 from dsv2.engine.transfer import Arrival, buffer_bytes, host_buffer, to_device, views
@@ -23,10 +25,14 @@ def test_one_buffer_holds_tensors_of_any_dtype_where_kernels_like_them() -> None
     assert parts[0].tolist() == [1, 1, 1]
 
 
-def test_what_goes_and_comes_is_the_same() -> None:
-    sent = to_device([[1, 2], [3, 4]], torch.int64, CPU)
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_what_goes_and_comes_is_the_same(name: str) -> None:
+    device = torch.device(name)
+    sent = to_device([[1, 2], [3, 4]], torch.int64, device)
+    assert sent.device.type == name
     assert Arrival(sent).take().tolist() == [[1, 2], [3, 4]]
-    assert to_device(range(3), torch.int32, CPU).tolist() == [0, 1, 2]
+    assert to_device(range(3), torch.int32, device).tolist() == [0, 1, 2]
+    assert to_device(np.array([0.5, 2.0]), torch.float32, device).tolist() == [0.5, 2.0]
 
 
 def test_seeds_keep_all_their_bits() -> None:

@@ -189,6 +189,7 @@ class CudaCapture:
 @dataclass(frozen=True)
 class _Step:
     inputs: StepInputs
+    batch: RaggedBatch  # A graph reads its tensors but does not keep them.
     captured: Captured
 
 
@@ -292,5 +293,5 @@ class DecodeGraphs:
                 f"not be captured: {error}"
             ) from error
         self.num_captures += 1
-        step = self._steps[shape] = _Step(inputs, captured)
+        step = self._steps[shape] = _Step(inputs, batch, captured)
         return step

@@ -49,7 +49,8 @@ def to_device(values: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A tensor of ``values`` on ``device``; the host does not wait for the copy."""
     if device.type == "cpu":
         return torch.as_tensor(values, dtype=dtype)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    host = torch.as_tensor(values, dtype=dtype).pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 class Arrival:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -146,10 +147,13 @@ def stack(tensors: Sequence[Weight]) -> Weight:
     )
 
 
-def _levels(scheme: Scheme) -> Tensor:
-    if scheme.bits == 4:
-        return torch.tensor(CODEBOOK, dtype=torch.float32)
-    return torch.arange(-128, 128, dtype=torch.float32)
+@cache
+def _levels(bits: int, device: torch.device) -> Tensor:
+    """Made once for a device: a CUDA graph may not hold a copy from the host."""
+    with torch.inference_mode(False):
+        if bits == 4:
+            return torch.tensor(CODEBOOK, dtype=torch.float32, device=device)
+        return torch.arange(-128, 128, dtype=torch.float32, device=device)
 
 
 def dequantise(weight: Weight) -> Tensor:
@@ -163,7 +167,7 @@ def dequantise(weight: Weight) -> Tensor:
     scheme = SCHEMES[weight.scheme]
     if scheme.bits == 4:
         codes = torch.stack((weight.codes & 15, weight.codes >> 4), -1).flatten(-2)
-        levels = _levels(scheme).to(codes.device)[codes.long()]
+        levels = _levels(scheme.bits, codes.device)[codes.long()]
     else:
         levels = weight.codes.view(torch.int8).float()
     grouped = levels.unflatten(-1, (-1, scheme.group))
@@ -185,7 +189,7 @@ def quantise(weight: Tensor, scheme: str) -> QuantTensor:
     columns = weight.shape[-1]
     if columns % kind.group:
         raise ValueError(f"{columns} columns, {scheme} needs a multiple of {kind.group}")
-    levels = _levels(kind)
+    levels = _levels(kind.bits, weight.device)
     middles = (levels[1:] + levels[:-1]) / 2
     wide = weight.float().unflatten(-1, (-1, kind.group))  # rows groups G
     extreme = wide.gather(-1, wide.abs().argmax(-1, keepdim=True))

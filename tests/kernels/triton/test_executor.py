@@ -156,6 +156,7 @@ def test_among_equal_scores_the_first_experts_win() -> None:
 
 def test_deterministic_products_do_not_depend_on_the_rows_beside() -> None:
     x, w, gate = draw(70, 96), draw(40, 96, seed=1), draw(40, 96, seed=2)
+    assert product(x[:0], w, deterministic=True).shape == (0, w.shape[0])
     whole = product(x, w, deterministic=True)
     assert torch.equal(whole[66:67], product(x[66:67], w, deterministic=True))
     torch.testing.assert_close(whole, x @ w.T, atol=1e-4, rtol=1e-4)

@@ -86,6 +86,8 @@ def stacked_product(
     ``x`` ``[E, T, D]`` contiguous, ``weight`` and ``gate`` ``[E, F, D]`` -> ``[E, T, F]``.
     """
     count, rows, depth = x.shape
+    if not rows:
+        return x.new_empty(count, 0, weight.shape[1])
     tiles = expert_tiles((FIXED_ROWS if deterministic else rows) * count, count, x.dtype)
     order = uniform_order(count, rows, tiles.gate_up.rows, x.device)
     own = tiles.down if gate is None else tiles.gate_up

@@ -87,12 +87,13 @@ def _walk(
         if A_2:
             k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
             scores = tl.dot(q_2, tl.trans(k_2), scores, input_precision=PRECISION)
-        scores *= qk_scale
         if MASKED:
             seen = inside[None, :] & (key[None, :] <= last_seen[:, None])
             scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_top[:, None])
+        # The same rounding with and without a mask, which a compiler would not promise for a
+        # product and a difference: a key's bits must not depend on how a prompt is cut.
+        new_top = tl.maximum(top, tl.max(scores, 1) * qk_scale)
+        weights = tl.exp2(tl.fma(scores, qk_scale, -new_top[:, None]))
         fade = tl.exp2(top - new_top)
         mass = mass * fade + tl.sum(weights, 1)
         value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
