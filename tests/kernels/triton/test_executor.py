@@ -18,6 +18,7 @@ from dsv2.kernels.executor import Executor, RoutingShape, make_executor
 from dsv2.kernels.formats import SCHEMES, Weight
 from dsv2.kernels.offload import OffloadExecutor
 from dsv2.kernels.reference_executor import choose_experts as choose_readably
+from dsv2.kernels.triton import attention
 from dsv2.kernels.triton.attention import STRETCH
 from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.kernels.triton.linear import product, stacked_product
@@ -77,6 +78,25 @@ def test_attention_equals_the_reference(
     written = ~torch.isnan(theirs)
     assert torch.equal(written, ~torch.isnan(ours.cpu()))
     close(ours.cpu().float()[written], theirs.float()[written], 2 * TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("weights", DTYPES)
+@pytest.mark.parametrize(
+    ("most", "sizes"),
+    [(64, {}), (0, {"q_lora": 64, "latent": 96, "heads": 3, "value": 64})],
+)
+def test_few_generated_tokens_equal_the_reference(
+    weights: str, most: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MOST_SPLITS", most)  # 0: as if there were too many to mix twice
+    layer = Draw(weights).attention(hidden=64, **sizes)
+    steps = [(paged_batch([1, 1], [70, 5], [True, True]), Draw("float32", seed=5).normal(2, 64))]
+    cache = draw(*fresh_cache(layer, weights, 4).shape).cpu()
+    ours, theirs = (cache.to(dtype=getattr(torch, weights), copy=True) for _ in range(2))
+    got = attend_there(TritonExecutor(DEVICE), layer, steps, ours := ours.to(DEVICE))
+    expected = attend(REFERENCE, layer, steps, theirs, cache_format=weights)
+    close(got, expected, 2 * TOLERANCE[weights])
+    close(ours.cpu().float(), theirs.float(), 2 * TOLERANCE[weights])
 
 
 @pytest.mark.slow

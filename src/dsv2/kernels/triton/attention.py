@@ -16,9 +16,10 @@ from torch import Tensor
 
 from dsv2.kernels.ops import AttentionShape
 from dsv2.kernels.triton.latent_cache import read_latents
+from dsv2.kernels.triton.latent_values import MOST_SPLITS, split_values
 from dsv2.kernels.triton.launch import bounds
 from dsv2.kernels.triton.linear import product, stacked_product
-from dsv2.kernels.triton.mla_decode import decode_latent
+from dsv2.kernels.triton.mla_decode import Splits, decode_latent, decode_splits
 from dsv2.kernels.triton.mla_prefill import attend_ragged, merge_attention
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
@@ -176,7 +177,7 @@ def _slots(blocks: Tensor, count: int) -> Tensor:
 
 def attend_absorbed(
     q: Tensor, q_rope: Tensor, part: Absorbed, cache: Tensor, cache_format: str, w_uk: Tensor,
-    w_uv: Tensor, shape: AttentionShape, deterministic: bool,
+    w_uv: Tensor, shape: AttentionShape, deterministic: bool, q_latent: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Generated tokens on the latents themselves.
 
@@ -190,10 +191,13 @@ def attend_absorbed(
         w_uv: ``[H, V, C]``.
         shape: sizes and scale.
         deterministic: whether a row's bits may depend on its own tokens alone.
+        q_latent: ``[T', H, C]``, the absorbed queries of a few tokens, where they were computed.
 
     Returns:
         ``[T', H, V]``.
     """
+    if q_latent is not None:
+        return _attend_few(q_latent, q_rope, part, cache, cache_format, w_uv, shape)
     by_head = q[..., : shape.nope].transpose(0, 1)  # H T' N
     q_latent = _heads(by_head, w_uk, deterministic).transpose(0, 1)  # T' H C
     mixed = decode_latent(
@@ -201,6 +205,18 @@ def attend_absorbed(
         shape.scale, cache_format=cache_format, deterministic=deterministic,
     )  # fmt: skip
     return _heads(mixed.transpose(0, 1), w_uv, deterministic).transpose(0, 1)  # T' H V
+
+
+def _attend_few(
+    q_latent: Tensor, q_rope: Tensor, part: Absorbed, cache: Tensor, cache_format: str,
+    w_uv: Tensor, shape: AttentionShape,
+) -> Tensor:  # fmt: skip
+    most = part.block_table.shape[1] * BLOCK_SIZE
+    where = (cache, part.block_table, part.kv_len, part.cu_q, part.longest, shape.scale)
+    if most > 2 * BLOCK_SIZE * MOST_SPLITS:
+        mixed = decode_latent(q_latent, q_rope, *where, cache_format=cache_format)
+        return split_values(Splits(mixed, None), w_uv)
+    return split_values(decode_splits(q_latent, q_rope, *where, cache_format=cache_format), w_uv)
 
 
 def _heads(x: Tensor, weight: Tensor, deterministic: bool) -> Tensor:

@@ -32,6 +32,7 @@ from dsv2.kernels.triton.linear import (
     VECTOR_TOKENS,
     add_product,
     gated_product,
+    normed_vector_product,
     product,
     wide_product,
 )
@@ -229,16 +230,21 @@ class TritonExecutor:
         """Norm, projections, cache write, attention in either form, output, residual."""
         layer, shape = handle, handle.shape
         dtype, fixed = layer.dtype, self.deterministic
-        normed = norm_rows(x, layer.norm, layer.eps, dtype)
-        products = [product(normed, weight, deterministic=fixed) for weight in layer.w_in]
+        few = self._is_few(x)
+        if few and len(layer.w_in) == 1 and isinstance(layer.w_in[0], Tensor):
+            products = [normed_vector_product(x, layer.norm, layer.eps, layer.w_in[0])]
+        else:
+            normed = norm_rows(x, layer.norm, layer.eps, dtype)
+            products = [product(normed, weight, deterministic=fixed) for weight in layer.w_in]
         q, kv = products if len(products) == 2 else products[0].tensor_split((layer.queries,), 1)
         if layer.wq_b is not None:
             assert layer.q_norm is not None
             q = norm_rows(q.contiguous(), layer.q_norm, shape.eps, dtype)
             q = product(q, layer.wq_b, deterministic=fixed)
-        q_rope = self._write(layer, q, kv, step, cache)
-        q = q.unflatten(1, (shape.heads, -1))  # T H N+R
         absorbed, expanded = step.parts.absorbed, step.parts.expanded
+        w_uk = layer.w_uk if few and expanded is None else None
+        q_rope, q_latent = self._write(layer, q, kv, step, cache, w_uk)
+        q = q.unflatten(1, (shape.heads, -1))  # T H N+R
         kind = step.cache_format
         out = None
         if absorbed is not None:
@@ -246,7 +252,7 @@ class TritonExecutor:
                 (q, q_rope) if absorbed.rows is None else (q[absorbed.rows], q_rope[absorbed.rows])
             )
             mixed = attend_absorbed(
-                *some, absorbed, cache, kind, layer.w_uk, layer.w_uv, shape, fixed
+                *some, absorbed, cache, kind, layer.w_uk, layer.w_uv, shape, fixed, q_latent
             )
             out = self._place(mixed, absorbed.rows, x.shape[0], out)
         if expanded is not None:
@@ -258,10 +264,15 @@ class TritonExecutor:
         assert out is not None
         add_product(x, out.flatten(1), layer.wo, deterministic=fixed)
 
+    def _is_few(self, x: Tensor) -> bool:
+        """Whether launches cost as much as bytes, and sums may have any order."""
+        return 0 < x.shape[0] <= VECTOR_TOKENS and not self.deterministic
+
     def _write(
-        self, layer: _Attention, q: Tensor, kv: Tensor, step: _Step, cache: Tensor
-    ) -> Tensor:
-        """Put the latents into the cache; the queries' rotated parts ``[T, H, R]``."""
+        self, layer: _Attention, q: Tensor, kv: Tensor, step: _Step, cache: Tensor,
+        w_uk: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """Put the latents into the cache; see :func:`write_and_rotate` for what comes back."""
         shape, slots, target = layer.shape, step.batch.slots, cache
         assert slots is not None
         places = slots
@@ -270,14 +281,14 @@ class TritonExecutor:
             width = layer.kv_norm.shape[0] + shape.rope
             target = torch.empty((q.shape[0], 1, width), device=q.device)
             places = step.rows
-        q_rope = write_and_rotate(
+        queries = write_and_rotate(
             q, kv, layer.kv_norm, step.cos, step.sin, places, target, shape.heads, shape.nope,
-            shape.rope, shape.eps,
+            shape.rope, shape.eps, w_uk,
         )  # fmt: skip
         if step.rows is not None:
             latent = layer.kv_norm.shape[0]
             write_latents(cache, slots, target.squeeze(1), latent, step.cache_format)
-        return q_rope
+        return queries
 
     @staticmethod
     def _place(mixed: Tensor, rows: Tensor | None, tokens: int, out: Tensor | None) -> Tensor:
@@ -296,8 +307,12 @@ class TritonExecutor:
     def moe(self, handle: _Moe, x: Tensor) -> None:
         """Norm, routing, experts, residual."""
         fixed, experts, shared = self.deterministic, handle.experts, handle.shared
-        normed = norm_rows(x, handle.norm, handle.eps, handle.dtype)
-        logits = wide_product(normed, handle.router, deterministic=fixed)
+        if self._is_few(x):
+            normed = torch.empty(x.shape, dtype=handle.dtype, device=x.device)
+            logits = normed_vector_product(x, handle.norm, handle.eps, handle.router, normed)
+        else:
+            normed = norm_rows(x, handle.norm, handle.eps, handle.dtype)
+            logits = wide_product(normed, handle.router, deterministic=fixed)
         ids, gates = choose_experts(logits, handle.routing, handle.bias)
         if isinstance(experts, Mlp):
             x += run_quant_experts(normed, ids, gates, experts, deterministic=fixed)
@@ -312,14 +327,14 @@ class TritonExecutor:
     def _takes_all(self, x: Tensor, experts: ExpertWeights, shared: ExpertWeights) -> bool:
         """Whether the kernels of a few tokens take shared experts beside the routed ones."""
         whole = shared.w_up.shape[1] % experts.w_up.shape[1] == 0
-        return whole and 0 < x.shape[0] <= VECTOR_TOKENS and not self.deterministic
+        return whole and self._is_few(x)
 
     def _add_swiglu(self, into: Tensor, x: Tensor, weights: Feed) -> None:
         """``into`` plus one expert that every token takes."""
         fixed = self.deterministic
         up, gate, down = weights.w_up, weights.w_gate, weights.w_down
         if isinstance(weights, ExpertWeights):
-            if 0 < x.shape[0] <= VECTOR_TOKENS and not fixed:
+            if self._is_few(x):
                 ids, gates = (part[: x.shape[0]] for part in self._everybody)
                 experts_vector(x, ids, gates, weights, into=into)
                 return

@@ -194,41 +194,78 @@ def _gate_up_vector(
 
 
 @triton.jit
+def _down_tile(
+    ids, w_down, s_down, token, k: tl.constexpr, column, depth,
+    D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """A tile ``[columns, depth]`` of choice ``k``'s expert; nothing beyond the last choice."""
+    line = F
+    at = w_down
+    if k < K:
+        at = w_down + tl.load(ids + token * K + k).to(tl.int64) * (D * F)
+    else:
+        at = s_down + (k - K) * F
+        line = SHARED * F
+    inside = depth < F
+    if k >= K + SHARED:
+        inside = depth < 0
+    mask = (column < D)[:, None] & inside[None, :]
+    return tl.load(at + column[:, None] * line + depth[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _down_part(
+    b, gated, weights, token, k: tl.constexpr, depth,
+    F: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr,
+):  # fmt: skip
+    """A tile times the choice's gated numbers and its weight, not yet summed over ``depth``."""
+    inside = depth < F
+    if k >= K + SHARED:
+        inside = depth < 0
+    a = tl.load(gated + (token * (K + SHARED) + k) * F + depth, mask=inside, other=0.0)
+    part = b.to(tl.float32) * a.to(tl.float32)[None, :]
+    if k < K:
+        weight = tl.load(weights + token * K + k)
+        part = tl.where(weight == 0, 0.0, part * weight)  # what is taken out may be NaN
+    return part
+
+
+@triton.jit
 def _down_vector(
     gated, ids, weights, w_down, s_down, out,
     D: tl.constexpr, F: tl.constexpr, K: tl.constexpr, SHARED: tl.constexpr, ADD: tl.constexpr,
     COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """A few columns of one token's result: its experts one after another, summed in fp32."""
+    """A few columns of one token's result: its experts one after another, summed once, in fp32.
+
+    Four experts' weights are on their way while the kernel before ends: the choice of experts is
+    older than that one.
+    """
     token = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    acc = tl.zeros([COLUMNS], dtype=tl.float32)
+    depth = tl.arange(0, DEPTH)
+    b_0 = _down_tile(ids, w_down, s_down, token, 0, column, depth, D, F, K, SHARED)
+    b_1 = _down_tile(ids, w_down, s_down, token, 1, column, depth, D, F, K, SHARED)
+    b_2 = _down_tile(ids, w_down, s_down, token, 2, column, depth, D, F, K, SHARED)
+    b_3 = _down_tile(ids, w_down, s_down, token, 3, column, depth, D, F, K, SHARED)
     if EARLY:
         wait()
-    for k in tl.static_range(K + SHARED):
-        if k < K:
-            at = w_down + tl.load(ids + token * K + k).to(tl.int64) * (D * F)
-            line = F
-            weight = tl.load(weights + token * K + k)
-        else:
-            at = s_down + (k - K) * F
-            line = SHARED * F
-            weight = 1.0
-        row = tl.zeros([COLUMNS], dtype=tl.float32)
-        for start in range(0, F, DEPTH):
-            depth = start + tl.arange(0, DEPTH)
-            where = column[:, None] * line + depth[None, :]
-            mask = (column < D)[:, None] & (depth < F)[None, :]
-            b = tl.load(at + where, mask=mask, other=0.0).to(tl.float32)
-            own = gated + (token * (K + SHARED) + k) * F
-            a = tl.load(own + depth, mask=depth < F, other=0.0).to(tl.float32)
-            row += tl.sum(b * a[None, :], 1)
-        row = row.to(gated.dtype.element_ty).to(tl.float32)  # as the grouped product leaves it
-        acc += tl.where(weight == 0, 0.0, row * weight)
+    acc = _down_part(b_0, gated, weights, token, 0, depth, F, K, SHARED)
+    acc += _down_part(b_1, gated, weights, token, 1, depth, F, K, SHARED)
+    acc += _down_part(b_2, gated, weights, token, 2, depth, F, K, SHARED)
+    acc += _down_part(b_3, gated, weights, token, 3, depth, F, K, SHARED)
+    for k in tl.static_range(4, K + SHARED):
+        b = _down_tile(ids, w_down, s_down, token, k, column, depth, D, F, K, SHARED)
+        acc += _down_part(b, gated, weights, token, k, depth, F, K, SHARED)
+    for start in range(DEPTH, F, DEPTH):
+        for k in tl.static_range(K + SHARED):
+            b = _down_tile(ids, w_down, s_down, token, k, column, start + depth, D, F, K, SHARED)
+            acc += _down_part(b, gated, weights, token, k, start + depth, F, K, SHARED)
+    result = tl.sum(acc, 1)
     target = out + token * D + column
     if ADD:
-        acc += tl.load(target, mask=column < D, other=0.0)
-    tl.store(target, acc.to(out.dtype.element_ty), mask=column < D)
+        result += tl.load(target, mask=column < D, other=0.0)
+    tl.store(target, result.to(out.dtype.element_ty), mask=column < D)
 
 
 def grouped_product(

@@ -27,11 +27,25 @@ _COLUMNS = 2
 
 
 @triton.jit
+def _normed(a, root, gain, normed, where, mask, KEEP: tl.constexpr):
+    rounded = (a / root * gain).to(normed.dtype.element_ty)
+    if KEEP:
+        if tl.program_id(0) == 0:
+            tl.store(normed + where, rounded, mask=mask)
+    return rounded.to(tl.float32)
+
+
+@triton.jit
 def _vector(
-    x, weight, out, x_stride, D: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr,
-    DEPTH: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    x, weight, out, norm, normed, x_stride, eps, D: tl.constexpr, WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, ADD: tl.constexpr, NORM: tl.constexpr,
+    KEEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """``out[t] (+)= weight x[t]`` of one token and a few columns, summed in fp32."""
+    """``out[t] (+)= weight x[t]`` of one token and a few columns, summed in fp32.
+
+    NORM takes RMSNorm of ``x`` in place of ``x``, rounded to the dtype of ``normed``, where KEEP
+    leaves it. Every program norms the token anew, which is less than a launch.
+    """
     token = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     lines = column.to(tl.int64)[:, None] * D
@@ -41,13 +55,26 @@ def _vector(
     b = tl.load(
         weight + lines + depth[None, :], mask=real[:, None] & (depth < D)[None, :], other=0.0
     )
+    if NORM:
+        gain = tl.load(norm + depth, mask=depth < D, other=0.0)
     if EARLY:
         wait()
     a = tl.load(x + token * x_stride + depth, mask=depth < D, other=0.0).to(tl.float32)
+    if NORM:
+        square = tl.sum(a * a, 0)
+        for start in range(DEPTH, D, DEPTH):
+            further = start + depth
+            c = tl.load(x + token * x_stride + further, mask=further < D, other=0.0).to(tl.float32)
+            square += tl.sum(c * c, 0)
+        root = tl.sqrt(square / D + eps)
+        a = _normed(a, root, gain, normed, token * D + depth, depth < D, KEEP)
     acc = tl.sum(b.to(tl.float32) * a[None, :], 1)
     for start in range(DEPTH, D, DEPTH):
         further = start + depth
         a = tl.load(x + token * x_stride + further, mask=further < D, other=0.0).to(tl.float32)
+        if NORM:
+            gain = tl.load(norm + further, mask=further < D, other=0.0)
+            a = _normed(a, root, gain, normed, token * D + further, further < D, KEEP)
         mask = real[:, None] & (further < D)[None, :]
         b = tl.load(weight + lines + further[None, :], mask=mask, other=0.0)
         acc += tl.sum(b.to(tl.float32) * a[None, :], 1)
@@ -57,13 +84,39 @@ def _vector(
     tl.store(target, acc.to(out.dtype.element_ty), mask=real)
 
 
-def _vector_product(x: Tensor, weight: Tensor, out: Tensor, add: bool) -> None:
+def _vector_product(
+    x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False, norm: Tensor | None = None,
+    eps: float = 0.0, normed: Tensor | None = None,
+) -> None:  # fmt: skip
     width, depth = weight.shape
     with on_device(x):
         _vector[(-(-width // _COLUMNS), x.shape[0])](
-            x, weight, out, x.stride(0), D=depth, WIDTH=width, COLUMNS=_COLUMNS,
-            DEPTH=min(2048, padded(depth)), ADD=add, num_warps=4, **overlaps(x),
+            x, weight, out, x if norm is None else norm, out if normed is None else normed,
+            x.stride(0), eps, D=depth, WIDTH=width, COLUMNS=_COLUMNS,
+            DEPTH=min(2048, padded(depth)), ADD=add, NORM=norm is not None,
+            KEEP=normed is not None, num_warps=4, **overlaps(x),
         )  # fmt: skip
+
+
+def normed_vector_product(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, normed: Tensor | None = None
+) -> Tensor:
+    """The product of at most :data:`VECTOR_TOKENS` tokens' RMSNorm with a matrix, in one launch.
+
+    Args:
+        x: ``[T, D]`` fp32.
+        norm: ``[D]`` fp32.
+        eps: of the norm.
+        weight: ``[F, D]``.
+        normed: ``[T, D]``, takes the norm's result; its dtype is what that is rounded to, and that
+            of ``weight`` where there is none.
+
+    Returns:
+        ``[T, F]`` of the dtype of ``weight``.
+    """
+    out = torch.empty((x.shape[0], weight.shape[0]), dtype=weight.dtype, device=x.device)
+    _vector_product(x, weight, out, norm=norm, eps=eps, normed=normed)
+    return out
 
 
 def uniform_order(count: int, rows: int, tile_rows: int, device: torch.device) -> ExpertOrder:
@@ -104,7 +157,7 @@ def product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor
         return stacked_product(stack, weight.unsqueeze(0), deterministic=True)[0]
     if 0 < x.shape[0] <= VECTOR_TOKENS:
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
-        _vector_product(x, weight, out, False)
+        _vector_product(x, weight, out)
         return out
     return F.linear(x, weight)
 
@@ -117,7 +170,7 @@ def _is_vector(x: Tensor, weight: Weight, deterministic: bool) -> bool:
 def add_product(into: Tensor, x: Tensor, weight: Weight, *, deterministic: bool = False) -> None:
     """``into += x weight^T``, ``into`` ``[T, F]`` fp32."""
     if isinstance(weight, Tensor) and _is_vector(x, weight, deterministic):
-        _vector_product(x, weight, into, True)
+        _vector_product(x, weight, into, add=True)
     else:
         into += product(x, weight, deterministic=deterministic)
 
@@ -128,7 +181,7 @@ def wide_product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> T
         return quant_product(x, weight, dtype=torch.float32, deterministic=deterministic)
     if _is_vector(x, weight, deterministic):
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
-        _vector_product(x, weight, out, False)
+        _vector_product(x, weight, out)
         return out
     return product(x.to(weight.dtype), weight, deterministic=deterministic).float()
 

@@ -12,6 +12,7 @@ Bytes: (C+R) numbers per cached token and block of rows. Arithmetic: 2 H (2C + R
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -27,10 +28,20 @@ from dsv2.kernels.triton.latent_cache import (
     kernel_widths,
     load_latents,
 )
-from dsv2.kernels.triton.launch import LOG2_E, bounds, multiprocessors, on_device, padded, precision
+from dsv2.kernels.triton.launch import (
+    LOG2_E,
+    bounds,
+    multiprocessors,
+    on_device,
+    overlaps,
+    padded,
+    precision,
+    wait,
+)
 from dsv2.shapes import BLOCK_SIZE, check
 
 _PLAIN = LatentFormat("plain", torch.float32)
+_FEW_BLOCKS = 16
 FIXED_SPLIT = 256
 """Keys per split where results may not depend on the rest of the batch."""
 
@@ -73,6 +84,7 @@ def _decode(
     C_PAD: tl.constexpr, R_PAD: tl.constexpr, FORMAT: tl.constexpr, PAGE: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT_KEYS: tl.constexpr,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One block of query rows of one sequence over one split of its keys.
 
@@ -82,6 +94,8 @@ def _decode(
     tile = tl.program_id(0)
     split = tl.program_id(1)
     sequence = tl.program_id(2)
+    if EARLY:
+        wait()
     first = tl.load(cu_q + sequence)
     tokens = tl.load(cu_q + sequence + 1) - first
     total = tl.load(kv_len + sequence)
@@ -196,13 +210,14 @@ def _decode(
 
 
 @triton.jit
-def _combine(
-    parts, lse, out, part_stride, num_splits,
+def mix_splits(
+    parts, lse, row, c, part_stride, num_splits,
     C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Mix one row's splits by their share of the softmax sum; GROUP splits at a time, in order."""
-    row = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    """Columns ``c`` of one row's splits, mixed by their share of the softmax sum, in fp32.
+
+    GROUP splits at a time, in order.
+    """
     g = tl.arange(0, GROUP)
     acc = tl.zeros([COLUMNS], dtype=tl.float32)
     mass = 0.0
@@ -223,7 +238,19 @@ def _combine(
         acc = acc * fade + tl.sum(part * share[:, None], 0)
         mass = mass * fade + tl.sum(share, 0)
         top = new_top
-    result = tl.where(mass > 0, acc / tl.where(mass > 0, mass, 1.0), 0.0)
+    return tl.where(mass > 0, acc / tl.where(mass > 0, mass, 1.0), 0.0)
+
+
+@triton.jit
+def _combine(
+    parts, lse, out, part_stride, num_splits,
+    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    if EARLY:
+        wait()
+    result = mix_splits(parts, lse, row, c, part_stride, num_splits, C, COLUMNS, GROUP)
     tl.store(out + row * C + c, result.to(out.dtype.element_ty), mask=c < C)
 
 
@@ -232,18 +259,33 @@ def num_splits(
 ) -> int:
     """Splits per sequence that fill the device, from sizes that the host knows.
 
-    At least two cache blocks each, since a split costs a write and a read of its output.
+    A split costs a write and a read of its output, so it has two cache blocks at least; but one
+    where few blocks are all there is and the time is that of the longest split.
     """
     wanted = tiles.waves * processors // max(1, sequences * row_blocks)
     blocks = -(-max_kv // BLOCK_SIZE)
-    return max(1, min(wanted, -(-blocks // 2)))
+    return max(1, min(wanted, blocks if blocks <= _FEW_BLOCKS else -(-blocks // 2)))
 
 
-def decode_latent(
+@dataclass(frozen=True)
+class Splits:
+    """Attention over the splits of every sequence's keys, not yet mixed.
+
+    Attributes:
+        parts: ``[S, T, H, C]`` fp32, each normalised, or ``[T, H, C]`` of the queries' dtype, the
+            result itself.
+        lse: ``[S, T, H]`` fp32, base-2 logarithms of the splits' softmax sums, or None.
+    """
+
+    parts: Tensor
+    lse: Tensor | None
+
+
+def decode_splits(
     q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
     cu_q: Tensor, max_q: int, scale: float, *, cache_format: str | None = None,
     max_kv: int | None = None, deterministic: bool = False, tiles: DecodeTiles | None = None,
-) -> Tensor:  # fmt: skip
+) -> Splits:  # fmt: skip
     """Attention on the paged latent; reads nothing from the device, so a CUDA graph may hold it.
 
     Args:
@@ -263,7 +305,7 @@ def decode_latent(
         tiles: how to cut the work, chosen by default.
 
     Returns:
-        ``[T, H, C]``; the last query of a sequence sees all its keys, the one before all but one.
+        The last query of a sequence sees all its keys, the one before all but one.
 
     Raises:
         ShapeError: the shapes do not fit.
@@ -285,30 +327,45 @@ def decode_latent(
         splits = max(1, -(-max_kv // FIXED_SPLIT))
     else:
         splits = num_splits(sizes["B"], row_blocks, max_kv, tiles, multiprocessors(q_latent.device))
-    out = torch.empty_like(q_latent)
-    if not tokens:
-        return out
-    partial = splits > 1
-    parts, lse = out, out
-    if partial:
-        parts = torch.empty((splits, tokens, heads, latent), dtype=torch.float32, device=out.device)
-        lse = torch.empty((splits, tokens, heads), dtype=torch.float32, device=out.device)
-    with on_device(out):
-        _decode[(row_blocks, splits, sizes["B"])](
-            q_latent, q_rope, *cache_views(cache, kind), block_table, kv_len, cu_q, parts, lse,
-            scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
-            HEADS=heads, **kernel_widths(latent, rope, kind),
-            PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
-            SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, TRANSPOSED=tiles.transposed,
-            PRECISION=precision(q_latent.dtype), PARTIAL=partial,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
-        if partial:
-            columns = min(128, padded(latent))
-            _combine[(tokens * heads, -(-latent // columns))](
-                parts, lse, out, tokens * heads, splits,
-                C=latent, COLUMNS=columns, GROUP=16, num_warps=4, num_stages=1,
+    if splits == 1 or not tokens:
+        parts, lse = torch.empty_like(q_latent), None
+    else:
+        shape = (splits, tokens, heads)
+        parts = torch.empty((*shape, latent), dtype=torch.float32, device=q_latent.device)
+        lse = torch.empty(shape, dtype=torch.float32, device=q_latent.device)
+    if tokens:
+        with on_device(parts):
+            _decode[(row_blocks, splits, sizes["B"])](
+                q_latent, q_rope, *cache_views(cache, kind), block_table, kv_len, cu_q, parts,
+                parts if lse is None else lse,
+                scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
+                HEADS=heads, **kernel_widths(latent, rope, kind),
+                PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
+                SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, TRANSPOSED=tiles.transposed,
+                PRECISION=precision(q_latent.dtype), PARTIAL=lse is not None,
+                num_warps=tiles.warps, num_stages=tiles.stages, **overlaps(parts),
             )  # fmt: skip
+    return Splits(parts, lse)
+
+
+def decode_latent(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
+    cu_q: Tensor, max_q: int, scale: float, **options: Any,
+) -> Tensor:  # fmt: skip
+    """:func:`decode_splits`, mixed: ``[T, H, C]`` of the queries' dtype."""
+    found = decode_splits(
+        q_latent, q_rope, cache, block_table, kv_len, cu_q, max_q, scale, **options
+    )
+    if found.lse is None:
+        return found.parts
+    splits, tokens, heads, latent = found.parts.shape
+    out = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
+    columns = min(128, padded(latent))
+    with on_device(out):
+        _combine[(tokens * heads, -(-latent // columns))](
+            found.parts, found.lse, out, tokens * heads, splits,
+            C=latent, COLUMNS=columns, GROUP=16, num_warps=4, num_stages=1, **overlaps(out),
+        )  # fmt: skip
     return out
 
 
