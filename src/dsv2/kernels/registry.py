@@ -33,6 +33,7 @@ _MODULES = {
         "dsv2.kernels.triton.mla_decode",
         "dsv2.kernels.triton.mla_prefill",
         "dsv2.kernels.triton.executor",
+        "dsv2.kernels.triton.adamw",
         "dsv2.kernels.triton.cross_entropy",
         "dsv2.kernels.triton.experts_train",
         "dsv2.kernels.triton.mla_train",

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels import reference
-from dsv2.kernels.ops import AttentionShape, AttentionWeights, MlpWeights
+from dsv2.kernels.ops import AdamWFactors, AttentionShape, AttentionWeights, MlpWeights
 from tests.kernels.triton.place import DEVICE, HALF, draw
 
 pytest.importorskip("triton")
 
 from dsv2.kernels.composites import attention_block as readable_attention
 from dsv2.kernels.triton import cross_entropy
+from dsv2.kernels.triton.adamw import adamw
 from dsv2.kernels.triton.mla_train import attention_block
 from dsv2.kernels.triton.rms_norm import rms_norm
 from dsv2.kernels.triton.swiglu import mlp
@@ -128,3 +129,19 @@ def test_attention_of_whole_sequences(q_lora: int | None) -> None:
         return run
 
     close(*both(call(attention_block), call(readable_attention), tensors), 2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF])
+def test_adamw(dtype: torch.dtype) -> None:
+    factors = AdamWFactors(rate=0.01, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1)
+    scale = torch.tensor(0.7, device=DEVICE)
+    states = []
+    for op in (adamw, reference.adamw):
+        weight, master = draw(50, 50).to(dtype), draw(50, 50)
+        mean, square = torch.zeros(50, 50, device=DEVICE), torch.zeros(50, 50, device=DEVICE)
+        for step in (1, 2):
+            op(weight, master, draw(50, 50, seed=step).to(dtype), mean, square, factors, step,
+               scale)  # fmt: skip
+        states.append([weight, master, mean, square])
+    close(states[0][1:], states[1][1:], 1e-6)
+    assert torch.equal(states[0][0], states[0][1].to(dtype))
