@@ -124,6 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     own.add_argument("--steps", type=int, default=5, help="measured, and as many more profiled")
     own.add_argument("--most", type=int, default=40, help="lines of each table")
+    own.add_argument("--backend", default="auto", help="of the ops, such as torch")
     own.add_argument("--tiny", action="store_true", help="a small model on the CPU")
     chosen = own.parse_args(words)
     device = torch.device("cpu" if chosen.tiny else "cuda")
@@ -138,7 +139,9 @@ def main(words: Sequence[str] | None = None) -> int:
         })  # fmt: skip
     dtype = torch.float32 if chosen.tiny else torch.bfloat16
     roof = measure_device(device, dtype, tiny=chosen.tiny)
-    phases = training_phases(trained(config), device, dtype, row.sequences, row.tokens)
+    phases = training_phases(
+        trained(config), device, dtype, row.sequences, row.tokens, chosen.backend
+    )
     phase_seconds(phases, 2, device)  # compiles what is compiled
     for name, seconds in phase_seconds(phases, chosen.steps, device).items():
         print(f"{name:<10} {seconds * 1e3:8.2f} ms")

@@ -137,11 +137,12 @@ def measure_training(request: Mapping[str, Any]) -> None:
 
 
 def training_phases(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype, sequences: int, tokens: int
-) -> list[tuple[str, Callable[[], None]]]:
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, sequences: int, tokens: int,
+    backend: str = "auto",
+) -> list[tuple[str, Callable[[], None]]]:  # fmt: skip
     """The phases of a training step on random weights and tokens, in their order."""
-    model = random_transformer(config, device, dtype)
-    optimizer = MasterAdamW(model, OptimizerConfig())
+    model = random_transformer(config, device, dtype, backend)
+    optimizer = MasterAdamW(model, OptimizerConfig(), backend)
     generator = torch.Generator(device).manual_seed(0)
     ids = torch.randint(
         config.vocab_size, (sequences * tokens,), generator=generator, device=device
@@ -164,14 +165,14 @@ def training_phases(
 
 
 def random_transformer(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, backend: str = "auto"
 ) -> Transformer:
     """A trainable model whose weights are drawn on its device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Transformer(config)
+            model = Transformer(config, backend=backend)
     finally:
         torch.set_default_dtype(default)
     fetch = synthetic_weights(config, str(dtype).removeprefix("torch."), 0, device)
