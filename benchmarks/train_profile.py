@@ -31,7 +31,7 @@ Phases = Sequence[tuple[str, Callable[[], None]]]
 KINDS = (
     ("experts", r"^_grouped|^_expert|^_combine|^_count$|^_scan$|^_place$|GroupProblem|GroupGEMM|"
                 r"grouped"),
-    ("attention", r"flash|fmha|attention|^_forward|^_backward_|^_delta|^_turn|^_join"),
+    ("attention", r"flash|fmha|attention|^_forward|^_backward_|^_delta|^_join|^_part"),
     ("loss", r"^_loss|softmax"),
     ("optimiser", r"adamw|Adam|multi_tensor"),
     ("norms", r"^_norm|rms_norm|layer_norm"),
