@@ -47,19 +47,26 @@ def matrix_grad_tiles(dtype: torch.dtype, pair: bool = False) -> GroupedTiles:
 
 @triton.jit
 def _add_product(
-    acc, x_at, weight_at, DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr,
+    acc, x_at, weight_at, column, DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """``acc`` plus rows at ``x_at`` times a matrix whose columns lie side by side."""
+    """``acc`` plus rows at ``x_at`` times a matrix whose columns lie side by side.
+
+    Columns beyond the end are masked: a place of their own would break up the others' loads.
+    """
     depth = tl.arange(0, DEPTH)
     for start in range(0, DEPTH_SIZE, DEPTH):
+        real = (column < WIDTH)[None, :]
         if DEPTH_SIZE % DEPTH == 0:
             a = tl.load(x_at + start)
-            b = tl.load(weight_at + start * WIDTH)
         else:
             inside = start + depth < DEPTH_SIZE
             a = tl.load(x_at + start, mask=inside[None, :], other=0.0)
-            b = tl.load(weight_at + start * WIDTH, mask=inside[:, None], other=0.0)
+            real = real & inside[:, None]
+        if DEPTH_SIZE % DEPTH == 0 and WIDTH % COLUMNS == 0:
+            b = tl.load(weight_at + start * WIDTH)
+        else:
+            b = tl.load(weight_at + start * WIDTH, mask=real, other=0.0)
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
     return acc
 
@@ -77,7 +84,7 @@ def _grouped_rows_grad(
     if expert >= 0:
         place = tl.load(tile_first + tile) + tl.arange(0, ROWS)
         real = place < tl.load(tile_end + tile)
-        # Rows and columns beyond the end repeat the first and last: they are not stored.
+        # Rows beyond the end repeat the first: they are not stored.
         if GATHER:
             source = tl.load(order + place, mask=real, other=0) // repeats
         else:
@@ -86,13 +93,16 @@ def _grouped_rows_grad(
         depth = tl.arange(0, DEPTH)
         begin = expert.to(tl.int64) * (WIDTH * DEPTH_SIZE)
         rows_at = source.to(tl.int64)[:, None] * DEPTH_SIZE + depth[None, :]
-        lines = begin + depth[:, None] * WIDTH + tl.minimum(column, WIDTH - 1)[None, :]
+        lines = begin + depth[:, None] * WIDTH + column[None, :]
         acc = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-        acc = _add_product(acc, x + rows_at, weight + lines, DEPTH_SIZE, WIDTH, DEPTH, PRECISION)
+        acc = _add_product(
+            acc, x + rows_at, weight + lines, column, DEPTH_SIZE, WIDTH, COLUMNS, DEPTH, PRECISION
+        )
         if PAIR:
             acc = _add_product(
-                acc, x_too + rows_at, weight_too + lines, DEPTH_SIZE, WIDTH, DEPTH, PRECISION
-            )
+                acc, x_too + rows_at, weight_too + lines, column, DEPTH_SIZE, WIDTH, COLUMNS,
+                DEPTH, PRECISION,
+            )  # fmt: skip
         where = out + place.to(tl.int64)[:, None] * WIDTH + column[None, :]
         mask = real[:, None] & (column < WIDTH)[None, :]
         tl.store(where, acc.to(out.dtype.element_ty), mask=mask)
@@ -110,9 +120,6 @@ def _grouped_matrix_grad(
     block, other = _tile_of(tl.cdiv(M, ROWS), tl.cdiv(N, COLUMNS), GROUP)
     m = block * ROWS + tl.arange(0, ROWS)
     n = other * COLUMNS + tl.arange(0, COLUMNS)
-    # Rows and columns beyond the end repeat the last: they are not stored.
-    m_at = tl.minimum(m, M - 1)
-    n_at = tl.minimum(n, N - 1)
     begin = tl.load(offsets + expert)
     end = tl.load(offsets + expert + 1)
     acc = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
@@ -130,14 +137,19 @@ def _grouped_matrix_grad(
             l_row = token
         if GATHER_RIGHT:
             r_row = token
-        l_at = l_row.to(tl.int64)[:, None] * M + m_at[None, :]
-        a = tl.load(left + l_at, mask=real[:, None], other=0.0)
-        b = tl.load(
-            right + r_row.to(tl.int64)[:, None] * N + n_at[None, :], mask=real[:, None], other=0.0
-        )
+        l_at = l_row.to(tl.int64)[:, None] * M + m[None, :]
+        r_at = r_row.to(tl.int64)[:, None] * N + n[None, :]
+        l_real = real[:, None]
+        if M % ROWS:
+            l_real = l_real & (m < M)[None, :]
+        r_real = real[:, None]
+        if N % COLUMNS:
+            r_real = r_real & (n < N)[None, :]
+        a = tl.load(left + l_at, mask=l_real, other=0.0)
+        b = tl.load(right + r_at, mask=r_real, other=0.0)
         acc = tl.dot(tl.trans(a), b, acc, input_precision=PRECISION)
         if PAIR:
-            a = tl.load(left_too + l_at, mask=real[:, None], other=0.0)
+            a = tl.load(left_too + l_at, mask=l_real, other=0.0)
             acc_too = tl.dot(tl.trans(a), b, acc_too, input_precision=PRECISION)
     where = expert.to(tl.int64) * (M * N) + m[:, None] * N + n[None, :]
     mask = (m < M)[:, None] & (n < N)[None, :]

@@ -34,9 +34,9 @@ class PrefillTiles:
 
 
 FORWARD = PrefillTiles(rows=128, keys=64, warps=8, stages=3)
-BACKWARD_KEYS = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+BACKWARD_KEYS = PrefillTiles(rows=32, keys=64, warps=4, stages=2)
 """For the gradients of keys and values, which keep a block of keys and walk over queries."""
-BACKWARD_QUERIES = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+BACKWARD_QUERIES = PrefillTiles(rows=128, keys=64, warps=8, stages=3)
 _WIDE = PrefillTiles(rows=32, keys=32, warps=4, stages=1)
 """For fp32, whose products do not use the matrix units."""
 
