@@ -77,7 +77,7 @@ def profiled(phases: Phases, repeats: int, device: torch.device) -> tuple[float,
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities, record_shapes=True) as found:
+    with profile(activities=activities, record_shapes=True, acc_events=True) as found:
         steps()
     return seconds, found
 

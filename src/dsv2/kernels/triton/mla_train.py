@@ -32,82 +32,83 @@ implements("write_latent", "triton", ("cuda",))(reference.write_latent)
 
 
 @triton.jit
-def _turn_heads(
-    q, cos, sin, token, sign, H: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
-    H_PAD: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """Rotate the last R numbers of each head of a token in place; ``sign`` -1 turns back."""
-    pair = tl.arange(0, HALF)
+def _angles(cos, sin, token, R: tl.constexpr, R_PAD: tl.constexpr):
+    pair = tl.arange(0, R_PAD // 2)
     real = pair < R // 2
-    head = tl.arange(0, H_PAD)
     c = tl.load(cos + token * (R // 2) + pair, mask=real, other=0.0)
-    s = tl.load(sin + token * (R // 2) + pair, mask=real, other=0.0) * sign
-    mask = (head < H)[:, None] & real[None, :]
-    at = q + (token * H + head[:, None]) * (N + R) + N + 2 * pair[None, :]
-    even = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    odd = tl.load(at + 1, mask=mask, other=0.0).to(tl.float32)
+    s = tl.load(sin + token * (R // 2) + pair, mask=real, other=0.0)
+    return c, s
+
+
+@triton.jit
+def _turned(x, c, s, LINES: tl.constexpr, R_PAD: tl.constexpr):
+    """``x`` ``[LINES, R_PAD]`` with its neighbouring pairs rotated, in fp32."""
+    pairs = tl.reshape(x.to(tl.float32), [LINES, R_PAD // 2, 2])
+    even, odd = tl.split(pairs)
     even, odd = _turn(even, odd, c[None, :], s[None, :])
-    tl.store(at, even.to(q.dtype.element_ty), mask=mask)
-    tl.store(at + 1, odd.to(q.dtype.element_ty), mask=mask)
+    return tl.reshape(tl.join(even, odd), [LINES, R_PAD])
+
+
+@triton.jit
+def _turn_heads(
+    q, c, s, token, H: tl.constexpr, N: tl.constexpr, R: tl.constexpr,
+    H_PAD: tl.constexpr, R_PAD: tl.constexpr,
+):  # fmt: skip
+    """Rotate the last R numbers of each head of a token in place."""
+    head = tl.arange(0, H_PAD)
+    column = tl.arange(0, R_PAD)
+    mask = (head < H)[:, None] & (column < R)[None, :]
+    at = q + (token * H + head[:, None]) * (N + R) + N + column[None, :]
+    turned = _turned(tl.load(at, mask=mask, other=0.0), c, s, H_PAD, R_PAD)
+    tl.store(at, turned.to(q.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _join_heads(
     q, kv, k_rope, cos, sin, k, rope_stride,
     H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
-    H_PAD: tl.constexpr, N_PAD: tl.constexpr, HALF: tl.constexpr,
+    H_PAD: tl.constexpr, N_PAD: tl.constexpr, R_PAD: tl.constexpr,
 ):  # fmt: skip
     """A token's queries rotated in place, and its keys: each head's own part, the shared turned."""
     token = tl.program_id(0).to(tl.int64)
-    _turn_heads(q, cos, sin, token, 1.0, H, N, R, H_PAD, HALF)
+    c, s = _angles(cos, sin, token, R, R_PAD)
+    _turn_heads(q, c, s, token, H, N, R, H_PAD, R_PAD)
     head = tl.arange(0, H_PAD)
     column = tl.arange(0, N_PAD)
     mask = (head < H)[:, None] & (column < N)[None, :]
     own = tl.load(kv + (token * H + head[:, None]) * (N + V) + column[None, :], mask=mask)
     place = k + (token * H + head[:, None]) * (N + R)
     tl.store(place + column[None, :], own, mask=mask)
-    pair = tl.arange(0, HALF)
-    real = pair < R // 2
-    c = tl.load(cos + token * (R // 2) + pair, mask=real, other=0.0)
-    s = tl.load(sin + token * (R // 2) + pair, mask=real, other=0.0)
-    even = tl.load(k_rope + token * rope_stride + 2 * pair, mask=real, other=0.0).to(tl.float32)
-    odd = tl.load(k_rope + token * rope_stride + 2 * pair + 1, mask=real, other=0.0).to(tl.float32)
-    even, odd = _turn(even, odd, c, s)
-    mask = (head < H)[:, None] & real[None, :]
-    every = tl.zeros([H_PAD, HALF], dtype=tl.float32)
-    kind = k.dtype.element_ty
-    place += N + 2 * pair[None, :]
-    tl.store(place, (every + even[None, :]).to(kind), mask=mask)
-    tl.store(place + 1, (every + odd[None, :]).to(kind), mask=mask)
+    column = tl.arange(0, R_PAD)
+    # The same numbers for every head: read, and turned, once for each.
+    mask = (head < H)[:, None] & (column < R)[None, :]
+    shared = k_rope + token * rope_stride + column[None, :] + head[:, None] * 0
+    turned = _turned(tl.load(shared, mask=mask, other=0.0), c, s, H_PAD, R_PAD)
+    tl.store(place + N + column[None, :], turned.to(k.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _part_heads(
     grad_q, grad_k, cos, sin, grad_kv, grad_rope,
     H: tl.constexpr, N: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
-    H_PAD: tl.constexpr, N_PAD: tl.constexpr, HALF: tl.constexpr,
+    H_PAD: tl.constexpr, N_PAD: tl.constexpr, R_PAD: tl.constexpr,
 ):  # fmt: skip
     """A token's gradients of queries turned back in place, and those of the joined keys' parts."""
     token = tl.program_id(0).to(tl.int64)
-    _turn_heads(grad_q, cos, sin, token, -1.0, H, N, R, H_PAD, HALF)
+    c, s = _angles(cos, sin, token, R, R_PAD)
+    _turn_heads(grad_q, c, -s, token, H, N, R, H_PAD, R_PAD)
     head = tl.arange(0, H_PAD)
     column = tl.arange(0, N_PAD)
     mask = (head < H)[:, None] & (column < N)[None, :]
     place = grad_k + (token * H + head[:, None]) * (N + R)
     own = tl.load(place + column[None, :], mask=mask)
     tl.store(grad_kv + (token * H + head[:, None]) * (N + V) + column[None, :], own, mask=mask)
-    pair = tl.arange(0, HALF)
-    real = pair < R // 2
-    c = tl.load(cos + token * (R // 2) + pair, mask=real, other=0.0)
-    s = tl.load(sin + token * (R // 2) + pair, mask=real, other=0.0)
-    mask = (head < H)[:, None] & real[None, :]
-    place += N + 2 * pair[None, :]
-    even = tl.sum(tl.load(place, mask=mask, other=0.0).to(tl.float32), 0)
-    odd = tl.sum(tl.load(place + 1, mask=mask, other=0.0).to(tl.float32), 0)
-    even, odd = _turn(even, odd, c, -s)
-    kind = grad_rope.dtype.element_ty
-    tl.store(grad_rope + token * R + 2 * pair, even.to(kind), mask=real)
-    tl.store(grad_rope + token * R + 2 * pair + 1, odd.to(kind), mask=real)
+    column = tl.arange(0, R_PAD)
+    mask = (head < H)[:, None] & (column < R)[None, :]
+    heads = tl.load(place + N + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    turned = tl.sum(_turned(heads, c, -s, H_PAD, R_PAD), 0)
+    where = grad_rope + token * R + column
+    tl.store(where, turned.to(grad_rope.dtype.element_ty), mask=column < R)
 
 
 class _Attend(torch.autograd.Function):
@@ -120,7 +121,7 @@ class _Attend(torch.autograd.Function):
         k = torch.empty_like(q)
         sizes: dict[str, Any] = {
             "H": heads, "N": shape.nope, "R": shape.rope, "V": shape.value, "H_PAD": padded(heads),
-            "N_PAD": padded(shape.nope), "HALF": padded(shape.rope // 2),
+            "N_PAD": padded(shape.nope), "R_PAD": padded(shape.rope),
         }  # fmt: skip
         with on_device(q):
             _join_heads[(tokens,)](q, kv, k_rope, cos, sin, k, k_rope.stride(0), **sizes)
