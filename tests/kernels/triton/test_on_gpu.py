@@ -107,3 +107,39 @@ def test_a_training_step_is_right_and_the_same_each_time() -> None:
     for one, theirs in zip(ours[1:], expected[1:], strict=True):
         # Tokens near a tie of two experts may be sent elsewhere in bf16.
         assert float((one - theirs).norm() / theirs.norm()) < 0.15
+
+
+@pytest.mark.parametrize("tokens", [200, 3000])
+def test_gradients_of_experts(tokens: int) -> None:
+    from tests.kernels.triton.test_experts_train import run
+
+    shapes = [(64, 1408, 2048), (64, 1408, 2048), (64, 2048, 1408)]
+    tensors = [
+        draw(tokens, 2048).bfloat16(), draw(tokens, 6).abs(),
+        *((draw(*shape, seed=seed) / shape[-1] ** 0.5).bfloat16()
+          for seed, shape in enumerate(shapes)),
+    ]  # fmt: skip
+    ids = torch.rand(tokens, 64, device="cuda").topk(6).indices
+    ours = run(select("experts", "triton", "cuda"), ids, tensors)
+    again = run(select("experts", "triton", "cuda"), ids, tensors)
+    expected = run(reference.experts, ids, [one.float() for one in tensors])
+    for one, same, theirs in zip(ours, again, expected, strict=True):
+        assert torch.equal(one, same)
+        assert float((one.float() - theirs).norm() / theirs.norm()) < 1e-2
+
+
+def test_the_loss_and_its_gradients() -> None:
+    tensors = [draw(300, 2048).bfloat16(), (draw(102_400, 2048) / 45).bfloat16()]
+    targets = torch.randint(102_400, (300,), device="cuda")
+    weights = torch.rand(300, device="cuda")
+    found = []
+    for op, dtype in (
+        (select("linear_cross_entropy", "triton", "cuda"), torch.bfloat16),
+        (reference.linear_cross_entropy, torch.float32),
+    ):
+        leaves = [one.to(dtype).requires_grad_() for one in tensors]
+        loss = op(*leaves, targets, weights)
+        (loss / 7).backward()
+        found.append([loss.detach(), *(leaf.grad.float() for leaf in leaves)])
+    for one, theirs in zip(*found, strict=True):
+        assert float((one - theirs).norm() / theirs.norm()) < 1e-2
