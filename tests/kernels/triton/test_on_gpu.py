@@ -137,7 +137,7 @@ def test_the_loss_and_its_gradients() -> None:
         (select("linear_cross_entropy", "triton", "cuda"), torch.bfloat16),
         (reference.linear_cross_entropy, torch.float32),
     ):
-        leaves = [one.to(dtype).requires_grad_() for one in tensors]
+        leaves = [one.clone().to(dtype).requires_grad_() for one in tensors]
         loss = op(*leaves, targets, weights)
         (loss / 7).backward()
         found.append([loss.detach(), *(leaf.grad.float() for leaf in leaves)])
