@@ -121,41 +121,58 @@ def measure_training(request: Mapping[str, Any]) -> None:
     """Forward, backward and AdamW on fp32 copies of bf16 weights, as the trainer does it."""
     device = torch.device(request["device"])
     config = trained(ModelConfig.from_published(request["config"]))
-    dtype = torch.bfloat16
     for row in load_rows(request):
 
         def compute(row: GpuRow = row) -> dict[str, Any]:
-            model = random_transformer(config, device, dtype)
-            optimizer = MasterAdamW(model, OptimizerConfig())
-            generator = torch.Generator(device).manual_seed(0)
-            tokens = torch.randint(
-                config.vocab_size, (row.sequences * row.tokens,), generator=generator,
-                device=device,
-            )  # fmt: skip
-            batch = RaggedBatch.packed(tokens, (row.tokens,) * row.sequences)
-            targets = tokens.roll(-1)
+            phases = training_phases(config, device, torch.bfloat16, row.sequences, row.tokens)
 
             def step(turn: int) -> None:
-                parts = next_token_loss(model, batch, targets)
-                (parts.nll / targets.numel()).backward()
-                optimizer.accumulate()
-                optimizer.step(1e-5, optimizer.gradient_norm())
+                for _, run in phases:
+                    run()
 
             seconds = step_seconds(step, TRAINING_STEPS, device)
-            return {"seconds": seconds, "tokens": tokens.numel()}
+            return {"seconds": seconds, "tokens": row.sequences * row.tokens}
 
         attempt(row.key, compute)
 
 
+def training_phases(
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, sequences: int, tokens: int,
+    backend: str = "auto",
+) -> list[tuple[str, Callable[[], None]]]:  # fmt: skip
+    """The phases of a training step on random weights and tokens, in their order."""
+    model = random_transformer(config, device, dtype, backend)
+    optimizer = MasterAdamW(model, OptimizerConfig(), backend)
+    generator = torch.Generator(device).manual_seed(0)
+    ids = torch.randint(
+        config.vocab_size, (sequences * tokens,), generator=generator, device=device
+    )
+    batch = RaggedBatch.packed(ids, (tokens,) * sequences)
+    targets = ids.roll(-1)
+    losses: list[torch.Tensor] = []
+
+    def forward() -> None:
+        losses.append(next_token_loss(model, batch, targets).nll / targets.numel())
+
+    def backward() -> None:
+        losses.pop().backward()
+        optimizer.accumulate()
+
+    def update() -> None:
+        optimizer.step(1e-5, optimizer.gradient_norm())
+
+    return [("forward", forward), ("backward", backward), ("update", update)]
+
+
 def random_transformer(
-    config: ModelConfig, device: torch.device, dtype: torch.dtype
+    config: ModelConfig, device: torch.device, dtype: torch.dtype, backend: str = "auto"
 ) -> Transformer:
     """A trainable model whose weights are drawn on its device."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = Transformer(config)
+            model = Transformer(config, backend=backend)
     finally:
         torch.set_default_dtype(default)
     fetch = synthetic_weights(config, str(dtype).removeprefix("torch."), 0, device)

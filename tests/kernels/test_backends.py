@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dsv2.kernels.ops import ExpertWeights, MlpWeights
+from dsv2.kernels.ops import AdamWFactors, ExpertWeights, MlpWeights
 from dsv2.kernels.registry import BackendError, backends, has, implements, select
 from dsv2.shapes import BLOCK_SIZE, ShapeError
 
@@ -141,3 +141,23 @@ def test_a_backend_asked_for_by_name_runs_or_raises() -> None:
         select("no_such_op", "reference")
     with pytest.raises(BackendError, match="already"):
         implements("mlp", "reference")(lambda: None)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_optimiser_equals_the_reference(device: str) -> None:
+    factors = AdamWFactors(rate=0.01, beta1=0.9, beta2=0.95, eps=1e-8, decay=0.1)
+    scale = torch.tensor(0.7, device=device)
+    for backend in ("torch", "auto"):
+        states = []
+        for name in (backend, "reference"):
+            weight = draw(20, 30, device=device).bfloat16()
+            master, mean, square = weight.float(), *torch.zeros(2, 20, 30, device=device)
+            for step in (1, 2, 3):
+                gradient = draw(20, 30, seed=step, device=device).bfloat16()
+                select("adamw", name, device)(
+                    weight, master, gradient, mean, square, factors, step, scale
+                )
+            assert torch.equal(weight, master.bfloat16())
+            states.append((master, mean, square))
+        for ours, theirs in zip(*states, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)

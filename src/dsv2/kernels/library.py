@@ -12,10 +12,17 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw as torch_adamw
 
 from dsv2.kernels import reference
 from dsv2.kernels.composites import compose_attention, compose_moe
-from dsv2.kernels.ops import AttentionShape, AttentionWeights, ExpertWeights, MlpWeights
+from dsv2.kernels.ops import (
+    AdamWFactors,
+    AttentionShape,
+    AttentionWeights,
+    ExpertWeights,
+    MlpWeights,
+)
 from dsv2.kernels.registry import implements
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE, check
@@ -232,3 +239,18 @@ def linear_cross_entropy(
     check((hidden, "T D"), (weight, "W D"), (targets, "T"), (weights, "T"))
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, weights)
     return total
+
+
+@implements("adamw", "torch", _DEVICES)
+def adamw(
+    weight: Tensor, master: Tensor, gradient: Tensor, mean: Tensor, square: Tensor,
+    factors: AdamWFactors, step: int, scale: Tensor,
+) -> None:  # fmt: skip
+    """The library's fused update."""
+    before = torch.tensor(step - 1.0, device=master.device)  # the library counts it up
+    torch_adamw(
+        [master], [gradient.float() * scale], [mean], [square], [], [before], fused=True,
+        amsgrad=False, beta1=factors.beta1, beta2=factors.beta2, lr=factors.rate,
+        weight_decay=factors.decay, eps=factors.eps, maximize=False,
+    )  # fmt: skip
+    weight.copy_(master)

@@ -84,6 +84,17 @@ class ExpertWeights:
     w_down: Tensor
 
 
+@dataclass(frozen=True)
+class AdamWFactors:
+    """The constants of an update: learning rate, decays of both moments, epsilon, weight decay."""
+
+    rate: float
+    beta1: float
+    beta2: float
+    eps: float
+    decay: float
+
+
 class Ops(Protocol):
     """Every op with its shapes. dtypes: activations and weights share one dtype, norms, softmax
     and mixing compute in fp32 and return the activations' dtype."""
@@ -141,6 +152,18 @@ class Ops(Protocol):
 
         ``hidden`` ``[T, D]``, ``weight`` ``[vocabulary, D]``, ``targets`` ``[T]`` integer,
         ``weights`` ``[T]`` fp32; a weight of zero leaves its row out.
+        """
+        ...
+
+    def adamw(
+        self, weight: Tensor, master: Tensor, gradient: Tensor, mean: Tensor, square: Tensor,
+        factors: AdamWFactors, step: int, scale: Tensor,
+    ) -> None:  # fmt: skip
+        """One update of AdamW with decoupled decay, in place.
+
+        ``master``, ``mean`` and ``square`` are fp32 and of ``weight``'s shape; ``gradient`` of any
+        floating dtype is multiplied by the fp32 scalar ``scale`` first. ``weight`` becomes
+        ``master`` in its own dtype. ``step`` counts this update, from 1.
         """
         ...
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsv2.kernels.ops import ExpertWeights, MlpWeights
+from dsv2.kernels.ops import AdamWFactors, ExpertWeights, MlpWeights
 from dsv2.kernels.registry import implements
 from dsv2.shapes import BLOCK_SIZE, check
 
@@ -119,3 +119,19 @@ def linear_cross_entropy(
     check((hidden, "T D"), (weight, "W D"), (targets, "T"), (weights, "T"))
     losses = F.cross_entropy(F.linear(hidden, weight).float(), targets.long(), reduction="none")
     return (losses * weights).sum()
+
+
+@implements("adamw", "reference")
+def adamw(
+    weight: Tensor, master: Tensor, gradient: Tensor, mean: Tensor, square: Tensor,
+    factors: AdamWFactors, step: int, scale: Tensor,
+) -> None:  # fmt: skip
+    """Adam's moments without their bias, and weight decay beside them (Loshchilov and Hutter)."""
+    scaled = gradient.float() * scale
+    mean.lerp_(scaled, 1 - factors.beta1)
+    square.lerp_(scaled.square(), 1 - factors.beta2)
+    first = mean / (1 - factors.beta1**step)
+    second = square / (1 - factors.beta2**step)
+    master.mul_(1 - factors.rate * factors.decay)
+    master.sub_(factors.rate * first / (second.sqrt() + factors.eps))
+    weight.copy_(master)

@@ -33,6 +33,12 @@ _MODULES = {
         "dsv2.kernels.triton.mla_decode",
         "dsv2.kernels.triton.mla_prefill",
         "dsv2.kernels.triton.executor",
+        "dsv2.kernels.triton.adamw",
+        "dsv2.kernels.triton.cross_entropy",
+        "dsv2.kernels.triton.experts_train",
+        "dsv2.kernels.triton.mla_train",
+        "dsv2.kernels.triton.rms_norm",
+        "dsv2.kernels.triton.swiglu",
     ),
     "flashinfer": ("dsv2.kernels.flashinfer",),
 }

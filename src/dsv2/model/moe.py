@@ -95,7 +95,9 @@ class MoE(nn.Module):
     def route(self, x: Tensor, balance: Balance | None) -> tuple[Routing, LayerStats]:
         """Where the tokens of the normed ``x`` ``[T, D]`` go, computed in fp32, and the stats."""
         routing = route(F.linear(x.float(), self.router.float()), self.routing, self.router_bias)
-        counts = torch.bincount(routing.ids.flatten(), minlength=self.routing.num_experts)
+        # Not bincount, which waits for a GPU.
+        every = torch.arange(self.routing.num_experts, device=x.device)
+        counts = (routing.ids.flatten().unsqueeze(1) == every).sum(0)
         if balance is None:
             return routing, LayerStats(counts=counts)
         balanced = balance(routing)

@@ -76,7 +76,7 @@ class Trainer:
         self.config = config
         self.device = _device(config)
         self.model = _start(config, self.device)
-        self.optimizer = MasterAdamW(self.model, config.optimizer)
+        self.optimizer = MasterAdamW(self.model, config.optimizer, config.backend)
         self.loader = self.open_rows(config.data.train, seed=config.data.shuffle_seed)
         self.dataset = self.loader.dataset
         self.progress = Progress()

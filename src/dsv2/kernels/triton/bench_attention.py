@@ -26,6 +26,17 @@ PEER_US: dict[tuple[int, int, int], float] = {
 where it is installed it is measured instead."""
 
 
+BACKWARD_KEYS_CUTS = [
+    (32, 64, 4, 3), (32, 64, 4, 1), (32, 128, 8, 3), (64, 128, 8, 2), (16, 64, 4, 3),
+    (32, 64, 8, 2), (32, 128, 4, 2), (64, 64, 4, 3), (64, 64, 8, 2),
+]  # fmt: skip
+BACKWARD_QUERIES_CUTS = [
+    (64, 32, 4, 3), (64, 32, 4, 4), (64, 64, 4, 4), (128, 32, 8, 4), (128, 32, 8, 3),
+    (128, 128, 8, 2), (128, 64, 8, 2),
+]  # fmt: skip
+"""Other tiles of the gradients to try: queries, keys, warps and stages."""
+
+
 def decode_variants(heads: int, dtype: torch.dtype) -> list[mla_decode.DecodeTiles]:
     """The default tiles, then others to try."""
     default = mla_decode.decode_tiles(heads, dtype)
@@ -120,8 +131,19 @@ def faster_decode(bench: KernelBench) -> dict[str, str]:
     return found
 
 
-def bench_prefill(bench: KernelBench, sequences: int, new: int, total: int, heads: int) -> None:
-    """The last ``new`` of ``total`` tokens of each sequence, and the gradients."""
+def bench_prefill(
+    bench: KernelBench,
+    sequences: int,
+    new: int,
+    total: int,
+    heads: int,
+    *,
+    with_forward: bool = True,
+) -> None:
+    """The last ``new`` of ``total`` tokens of each sequence, and the gradients.
+
+    Without ``with_forward`` the gradients alone.
+    """
     width, value = (48, 16) if bench.tiny else (192, 128)
     q_lens, kv_lens = (new,) * sequences, (total,) * sequences
     q, k = (
@@ -189,15 +211,15 @@ def bench_prefill(bench: KernelBench, sequences: int, new: int, total: int, head
     cuts = [(128, 64, 8, 2), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2), (128, 32, 8, 3),
             (128, 128, 8, 2)]  # fmt: skip
     forward = [mla_prefill.FORWARD, *(mla_prefill.PrefillTiles(*cut) for cut in cuts)]
-    for tiles in bench.others(forward):
+    for tiles in bench.others(forward) if with_forward else ():
         name = describe(tiles)
         bench.attempt("mla_prefill", case, name, partial(run_forward, tiles, name))
     keys, queries = mla_prefill.BACKWARD_KEYS, mla_prefill.BACKWARD_QUERIES
     make = mla_prefill.PrefillTiles
     backward = [
         (keys, queries),
-        *((make(*cut), queries) for cut in ((64, 64, 4, 2), (32, 64, 4, 2), (64, 128, 8, 2))),
-        *((keys, make(*cut)) for cut in ((128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 3))),
+        *((make(*cut), queries) for cut in BACKWARD_KEYS_CUTS),
+        *((keys, make(*cut)) for cut in BACKWARD_QUERIES_CUTS),
     ]
     for pair in bench.others(backward):
         name = " / ".join(describe(tiles) for tiles in pair)

@@ -9,8 +9,9 @@ from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.triton.bench import KernelBench
 from dsv2.kernels.triton.bench_attention import PEER_US, bench_decode, bench_prefill
 from dsv2.kernels.triton.bench_experts import bench_experts
+from dsv2.kernels.triton.bench_experts_grad import bench_experts_grad
 
-GROUPS = ("decode", "prefill", "experts")
+GROUPS = ("decode", "prefill", "experts", "experts_grad", "attention_grad")
 """What may be measured on its own."""
 
 
@@ -23,12 +24,21 @@ def kernel_benches(bench: KernelBench) -> Iterator[tuple[str, Callable[[], None]
     for own in prefill:
         yield "prefill", partial(bench_prefill, bench, *own)
     yield "experts", lambda: _all_experts(bench)
+    yield "experts_grad", lambda: _experts_grad(bench)
+    trained = (2, 40, 40, 2) if bench.tiny else (8, 1024, 1024, 16)
+    yield "attention_grad", partial(bench_prefill, bench, *trained, with_forward=False)
 
 
-def _all_experts(bench: KernelBench) -> None:
+def _experts_of(bench: KernelBench) -> tuple[ExpertWeights, int]:
+    """V2-Lite's stacks, and the experts of a token."""
     experts, width, inner, repeats = (4, 64, 32, 2) if bench.tiny else (64, 2048, 1408, 6)
     shapes = ((experts, inner, width), (experts, inner, width), (experts, width, inner))
     own = ExpertWeights(*(bench.normal(*shape) / shape[-1] ** 0.5 for shape in shapes))
+    return own, repeats
+
+
+def _all_experts(bench: KernelBench) -> None:
+    own, repeats = _experts_of(bench)
     for tokens in (1, 40) if bench.tiny else (1, 16, 64, 256, 8192):
         bench.attempt(
             "experts",
@@ -36,6 +46,15 @@ def _all_experts(bench: KernelBench) -> None:
             "",
             partial(bench_experts, bench, tokens, own, repeats),
         )
+
+
+def _experts_grad(bench: KernelBench) -> None:
+    own, repeats = _experts_of(bench)
+    tokens = 40 if bench.tiny else 8192
+    bench.attempt(
+        "experts_grad", f"{tokens} tokens", "",
+        partial(bench_experts_grad, bench, tokens, own, repeats),
+    )  # fmt: skip
 
 
 def run_kernel_benches(bench: KernelBench, groups: tuple[str, ...] = GROUPS) -> None:

@@ -85,15 +85,16 @@ def _tile_of(tiles, columns, GROUP: tl.constexpr):
 
 @triton.jit
 def _grouped(
-    x, weight, other, out, order, tile_expert, tile_first, tile_end, tiles, repeats,
+    x, weight, other, out, kept, kept_up, order, tile_expert, tile_first, tile_end, tiles, repeats,
     DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr,
+    KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out[place] = x[row] weight[e]^T``, or, GATED, silu of that times ``x[row] other[e]^T``.
 
     ``weight`` and ``other`` ``[E, WIDTH, DEPTH_SIZE]``. GATHER takes the token of the row at each
-    place, else ``x`` lies in the experts' order already.
+    place, else ``x`` lies in the experts' order already. KEEP also leaves both products, before
+    the SiLU, for the gradient.
     """
     tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     expert = tl.load(tile_expert + tile)
@@ -130,18 +131,25 @@ def _grouped(
                     inside = (start + depth < DEPTH_SIZE)[None, :]
                     b = tl.load(other_at + start, mask=inside, other=0.0)
                 up = tl.dot(a, tl.trans(b), up, input_precision=PRECISION)
+        where = place.to(tl.int64)[:, None] * WIDTH + column[None, :]
+        mask = real[:, None] & (column < WIDTH)[None, :]
+        if KEEP:
+            tl.store(kept + where, acc.to(out.dtype.element_ty), mask=mask)
+            tl.store(kept_up + where, up.to(out.dtype.element_ty), mask=mask)
         if GATED:
             acc = acc * tl.sigmoid(acc) * up
-        where = out + place.to(tl.int64)[:, None] * WIDTH + column[None, :]
-        mask = real[:, None] & (column < WIDTH)[None, :]
-        tl.store(where, acc.to(out.dtype.element_ty), mask=mask)
+        tl.store(out + where, acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _combine(
-    rows, inverse, weights, out, D: tl.constexpr, K: tl.constexpr, COLUMNS: tl.constexpr
+    rows, inverse, weights, out, D: tl.constexpr, K: tl.constexpr, SCALED: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """``out[t] = sum_k weights[t, k] rows[place of (t, k)]`` in fp32, in K's order."""
+    """``out[t] = sum_k weights[t, k] rows[place of (t, k)]`` in fp32, in K's order.
+
+    Without SCALED the rows carry their weights already; those of zero are left out all the same.
+    """
     token = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     acc = tl.zeros([COLUMNS], dtype=tl.float32)
@@ -149,7 +157,10 @@ def _combine(
         place = tl.load(inverse + token * K + k).to(tl.int64)
         weight = tl.load(weights + token * K + k)
         row = tl.load(rows + place * D + column, mask=column < D, other=0.0)
-        acc += tl.where(weight == 0, 0.0, row.to(tl.float32) * weight)
+        row = row.to(tl.float32)
+        if SCALED:
+            row *= weight
+        acc += tl.where(weight == 0, 0.0, row)
     where = out + token.to(tl.int64) * D + column
     tl.store(where, acc.to(out.dtype.element_ty), mask=column < D)
 
@@ -270,7 +281,7 @@ def _down_vector(
 
 def grouped_product(
     x: Tensor, weight: Tensor, order: ExpertOrder, tiles: GroupedTiles, *,
-    gate: Tensor | None = None, repeats: int = 0,
+    gate: Tensor | None = None, repeats: int = 0, keep: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Each row times its expert's matrix, in the experts' order.
 
@@ -281,6 +292,7 @@ def grouped_product(
         tiles: how to cut the work.
         gate: ``[E, W, A]``; the product with it goes through SiLU and is multiplied in.
         repeats: K if ``x`` is to be gathered, else 0.
+        keep: beside ``gate`` takes both products ``[TK, W]``, that with ``gate`` first.
 
     Returns:
         ``[TK, W]``.
@@ -288,27 +300,36 @@ def grouped_product(
     width, depth = weight.shape[1:]
     rows, count = order.order.shape[0], order.tile_expert.shape[0]
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
+    kept, kept_up = (out, out) if keep is None else keep
     with on_device(x):
         _grouped[(count * -(-width // tiles.columns),)](
-            x, weight if gate is None else gate, weight, out, order.order,
+            x, weight if gate is None else gate, weight, out, kept, kept_up, order.order,
             order.tile_expert, order.tile_first, order.tile_end, count, max(1, repeats),
             DEPTH_SIZE=depth, WIDTH=width, GATHER=repeats > 0, GATED=gate is not None,
-            ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth, GROUP=tiles.group,
-            PRECISION=precision(x.dtype), num_warps=tiles.warps, num_stages=tiles.stages,
+            KEEP=keep is not None, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
+            GROUP=tiles.group, PRECISION=precision(x.dtype), num_warps=tiles.warps,
+            num_stages=tiles.stages,
         )  # fmt: skip
     return out
 
 
-def combine_rows(rows: Tensor, weights: Tensor, order: ExpertOrder) -> Tensor:
-    """``rows`` ``[TK, D]`` in the experts' order, weighted ``[T, K]`` and summed: ``[T, D]``."""
+def combine_rows(
+    rows: Tensor, weights: Tensor, order: ExpertOrder, *, scaled: bool = True
+) -> Tensor:
+    """``rows`` ``[TK, D]`` in the experts' order, weighted ``[T, K]`` and summed: ``[T, D]``.
+
+    With ``scaled`` false the rows carry their weights already, and rows of weight zero are still
+    left out, whatever they hold.
+    """
     tokens, repeats = weights.shape
     width = rows.shape[1]
     out = torch.empty((tokens, width), dtype=rows.dtype, device=rows.device)
     columns = min(1024, padded(width))
     with on_device(rows):
         _combine[(tokens, -(-width // columns))](
-            rows, order.inverse, weights, out, D=width, K=repeats, COLUMNS=columns
-        )
+            rows, order.inverse, weights, out, D=width, K=repeats, SCALED=scaled,
+            COLUMNS=columns,
+        )  # fmt: skip
     return out
 
 

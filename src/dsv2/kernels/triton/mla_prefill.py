@@ -34,9 +34,9 @@ class PrefillTiles:
 
 
 FORWARD = PrefillTiles(rows=128, keys=64, warps=8, stages=3)
-BACKWARD_KEYS = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+BACKWARD_KEYS = PrefillTiles(rows=32, keys=64, warps=4, stages=2)
 """For the gradients of keys and values, which keep a block of keys and walk over queries."""
-BACKWARD_QUERIES = PrefillTiles(rows=64, keys=64, warps=8, stages=2)
+BACKWARD_QUERIES = PrefillTiles(rows=128, keys=64, warps=8, stages=3)
 _WIDE = PrefillTiles(rows=32, keys=32, warps=4, stages=1)
 """For fp32, whose products do not use the matrix units."""
 
@@ -166,9 +166,43 @@ def _delta(
 
 
 @triton.jit
+def _walk_queries(
+    gk_1, gk_2, gv, k_1, k_2, value, q, grad, lse, delta, q_stride, grad_stride, begin, end, q_len,
+    first_seen, qk_scale,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    ROWS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
+):  # fmt: skip
+    """Sums over the queries ``begin:end``; ``first_seen`` is the first query that sees each key."""
+    for start in range(begin, end, ROWS):
+        row = start + tl.arange(0, ROWS)
+        real = row < q_len
+        q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
+        scores = tl.dot(k_1, tl.trans(q_1), input_precision=PRECISION)  # KEYS ROWS
+        q_2 = q_1
+        if A_2:
+            q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
+            scores = tl.dot(k_2, tl.trans(q_2), scores, input_precision=PRECISION)
+        g = _rows_of(grad, row, grad_stride, 0, real, V, V_PAD)
+        g_weights = tl.dot(value, tl.trans(g), input_precision=PRECISION)  # KEYS ROWS
+        # Queries beyond the end have weights of zero; keys beyond it are not stored.
+        level = tl.load(lse + row, mask=real, other=float("inf")) * LOG2_E
+        mean = tl.load(delta + row, mask=real, other=0.0)
+        weights = tl.exp2(scores * qk_scale - level[None, :])
+        if MASKED:
+            weights = tl.where(row[None, :] >= first_seen[:, None], weights, 0.0)
+        gv = tl.dot(weights.to(g.dtype), g, gv, input_precision=PRECISION)
+        g_scores = (weights * (g_weights - mean[None, :])).to(q_1.dtype)
+        gk_1 = tl.dot(g_scores, q_1, gk_1, input_precision=PRECISION)
+        if A_2:
+            gk_2 = tl.dot(g_scores, q_2, gk_2, input_precision=PRECISION)
+    return gk_1, gk_2, gv
+
+
+@triton.jit
 def _backward_keys(
     q, k, v, grad, lse, delta, grad_k, grad_v, cu_q, cu_k, scale, tokens,
-    q_stride, q_head, k_stride, k_head, v_stride, v_head, grad_stride, gk_stride, gv_stride,
+    q_stride, q_head, k_stride, k_head, v_stride, v_head, grad_stride, gk_stride, gk_head,
+    gv_stride, gv_head,
     A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
     ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, LOG2_E: tl.constexpr,
 ):  # fmt: skip
@@ -198,34 +232,56 @@ def _backward_keys(
             gk_2 = tl.zeros([KEYS, A_2], dtype=tl.float32)
         value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
         gv = tl.zeros([KEYS, V_PAD], dtype=tl.float32)
-        first_row = tl.maximum(block * KEYS - (k_len - q_len), 0) // ROWS * ROWS
-        for start in range(first_row, q_len, ROWS):
-            row = start + tl.arange(0, ROWS)
-            real = row < q_len
-            q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
-            scores = tl.dot(k_1, tl.trans(q_1), input_precision=PRECISION)  # KEYS ROWS
-            q_2 = q_1
-            if A_2:
-                q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
-                scores = tl.dot(k_2, tl.trans(q_2), scores, input_precision=PRECISION)
-            level = tl.load(lse + row, mask=real, other=0.0)
-            weights = tl.exp2((scores * scale - level[None, :]) * LOG2_E)
-            seen = real[None, :] & (key[:, None] <= (row + k_len - q_len)[None, :])
-            weights = tl.where(seen, weights, 0.0)
-            g = _rows_of(grad, row, grad_stride, 0, real, V, V_PAD)
-            gv = tl.dot(weights.to(g.dtype), g, gv, input_precision=PRECISION)
-            g_weights = tl.dot(value, tl.trans(g), input_precision=PRECISION)  # KEYS ROWS
-            mean = tl.load(delta + row, mask=real, other=0.0)
-            g_scores = (weights * (g_weights - mean[None, :])).to(q_1.dtype)
-            gk_1 = tl.dot(g_scores, q_1, gk_1, input_precision=PRECISION)
-            if A_2:
-                gk_2 = tl.dot(g_scores, q_2, gk_2, input_precision=PRECISION)
-        grad_k += k_first.to(tl.int64) * gk_stride + head * A
-        grad_v += k_first.to(tl.int64) * gv_stride + head * V
+        first_seen = key - (k_len - q_len)
+        first = tl.maximum(block * KEYS - (k_len - q_len), 0) // ROWS * ROWS
+        # Queries that see the block's last key need no mask.
+        clear = tl.maximum(block * KEYS + KEYS - 1 - (k_len - q_len), 0)
+        clear = tl.minimum(tl.cdiv(clear, ROWS) * ROWS, q_len)
+        gk_1, gk_2, gv = _walk_queries(
+            gk_1, gk_2, gv, k_1, k_2, value, q, grad, lse, delta, q_stride, grad_stride,
+            first, clear, q_len, first_seen, scale * LOG2_E,
+            A, A_1, A_2, V, V_PAD, ROWS, True, PRECISION, LOG2_E,
+        )  # fmt: skip
+        gk_1, gk_2, gv = _walk_queries(
+            gk_1, gk_2, gv, k_1, k_2, value, q, grad, lse, delta, q_stride, grad_stride,
+            clear, q_len, q_len, first_seen, scale * LOG2_E,
+            A, A_1, A_2, V, V_PAD, ROWS, False, PRECISION, LOG2_E,
+        )  # fmt: skip
+        grad_k += k_first.to(tl.int64) * gk_stride + head * gk_head
+        grad_v += k_first.to(tl.int64) * gv_stride + head * gv_head
         _put_rows(grad_k, key, gk_stride, 0, inside, gk_1 * scale, A, A_1)
         if A_2:
             _put_rows(grad_k, key, gk_stride, A_1, inside, gk_2 * scale, A, A_2)
         _put_rows(grad_v, key, gv_stride, 0, inside, gv, V, V_PAD)
+
+
+@triton.jit
+def _walk_keys(
+    gq_1, gq_2, q_1, q_2, g, level, mean, k, v, k_stride, v_stride, begin, end, last_seen, qk_scale,
+    A: tl.constexpr, A_1: tl.constexpr, A_2: tl.constexpr, V: tl.constexpr, V_PAD: tl.constexpr,
+    KEYS: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums over the keys ``begin:end``; ``last_seen`` is each row's last key."""
+    for start in range(begin, end, KEYS):
+        key = start + tl.arange(0, KEYS)
+        inside = key < end
+        k_1 = _rows_of(k, key, k_stride, 0, inside, A, A_1)
+        scores = tl.dot(q_1, tl.trans(k_1), input_precision=PRECISION)  # ROWS KEYS
+        k_2 = k_1
+        if A_2:
+            k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
+            scores = tl.dot(q_2, tl.trans(k_2), scores, input_precision=PRECISION)
+        value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
+        g_weights = tl.dot(g, tl.trans(value), input_precision=PRECISION)  # ROWS KEYS
+        weights = tl.exp2(scores * qk_scale - level[:, None])
+        if MASKED:
+            seen = inside[None, :] & (key[None, :] <= last_seen[:, None])
+            weights = tl.where(seen, weights, 0.0)
+        g_scores = (weights * (g_weights - mean[:, None])).to(k_1.dtype)
+        gq_1 = tl.dot(g_scores, k_1, gq_1, input_precision=PRECISION)
+        if A_2:
+            gq_2 = tl.dot(g_scores, k_2, gq_2, input_precision=PRECISION)
+    return gq_1, gq_2
 
 
 @triton.jit
@@ -250,8 +306,9 @@ def _backward_queries(
         k += k_first.to(tl.int64) * k_stride + head * k_head
         v += k_first.to(tl.int64) * v_stride + head * v_head
         grad += q_first.to(tl.int64) * grad_stride + head * V
-        level = tl.load(lse + head.to(tl.int64) * tokens + q_first + row, mask=real, other=0.0)
-        mean = tl.load(delta + head.to(tl.int64) * tokens + q_first + row, mask=real, other=0.0)
+        first = head.to(tl.int64) * tokens + q_first
+        level = tl.load(lse + first + row, mask=real, other=float("inf")) * LOG2_E
+        mean = tl.load(delta + first + row, mask=real, other=0.0)
         g = _rows_of(grad, row, grad_stride, 0, real, V, V_PAD)
         q_1 = _rows_of(q, row, q_stride, 0, real, A, A_1)
         q_2 = q_1
@@ -260,25 +317,18 @@ def _backward_queries(
         if A_2:
             q_2 = _rows_of(q, row, q_stride, A_1, real, A, A_2)
             gq_2 = tl.zeros([ROWS, A_2], dtype=tl.float32)
-        end = tl.minimum(block * ROWS + ROWS + k_len - q_len, k_len)
-        for start in range(0, end, KEYS):
-            key = start + tl.arange(0, KEYS)
-            inside = key < end
-            k_1 = _rows_of(k, key, k_stride, 0, inside, A, A_1)
-            scores = tl.dot(q_1, tl.trans(k_1), input_precision=PRECISION)  # ROWS KEYS
-            k_2 = k_1
-            if A_2:
-                k_2 = _rows_of(k, key, k_stride, A_1, inside, A, A_2)
-                scores = tl.dot(q_2, tl.trans(k_2), scores, input_precision=PRECISION)
-            weights = tl.exp2((scores * scale - level[:, None]) * LOG2_E)
-            seen = inside[None, :] & (key[None, :] <= (row + k_len - q_len)[:, None])
-            weights = tl.where(seen, weights, 0.0)
-            value = _rows_of(v, key, v_stride, 0, inside, V, V_PAD)
-            g_weights = tl.dot(g, tl.trans(value), input_precision=PRECISION)
-            g_scores = (weights * (g_weights - mean[:, None])).to(k_1.dtype)
-            gq_1 = tl.dot(g_scores, k_1, gq_1, input_precision=PRECISION)
-            if A_2:
-                gq_2 = tl.dot(g_scores, k_2, gq_2, input_precision=PRECISION)
+        ahead = k_len - q_len
+        end = tl.minimum(block * ROWS + ROWS + ahead, k_len)
+        # Keys that the block's first query sees need no mask.
+        clear = tl.minimum(block * ROWS + ahead + 1, end) // KEYS * KEYS
+        gq_1, gq_2 = _walk_keys(
+            gq_1, gq_2, q_1, q_2, g, level, mean, k, v, k_stride, v_stride, 0, clear, row + ahead,
+            scale * LOG2_E, A, A_1, A_2, V, V_PAD, KEYS, False, PRECISION,
+        )  # fmt: skip
+        gq_1, gq_2 = _walk_keys(
+            gq_1, gq_2, q_1, q_2, g, level, mean, k, v, k_stride, v_stride, clear, end, row + ahead,
+            scale * LOG2_E, A, A_1, A_2, V, V_PAD, KEYS, True, PRECISION,
+        )  # fmt: skip
         grad_q += q_first.to(tl.int64) * gq_stride + head * A
         _put_rows(grad_q, row, gq_stride, 0, real, gq_1 * scale, A, A_1)
         if A_2:
@@ -339,13 +389,21 @@ def attend_ragged(
 def attend_ragged_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor,
     cu_k: Tensor, max_q: int, max_k: int, scale: float,
-    tiles: tuple[PrefillTiles, PrefillTiles] = (BACKWARD_KEYS, BACKWARD_QUERIES),
+    tiles: tuple[PrefillTiles, PrefillTiles] = (BACKWARD_KEYS, BACKWARD_QUERIES), *,
+    grad_v: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of ``q``, ``k`` and ``v`` for ``grad`` ``[T, H, V]``; see :func:`attend_ragged`."""
+    """Gradients of ``q``, ``k`` and ``v`` for ``grad`` ``[T, H, V]``; see :func:`attend_ragged`.
+
+    That of ``v`` goes to ``grad_v`` where it is given: ``[S, H, V]`` with any strides but 1 in the
+    last axis.
+    """
     grad = grad.contiguous()
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     tokens, heads, width = grad.shape
-    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v)]
+    grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k)]
+    if grad_v is None:
+        grad_v = torch.empty(v.shape, dtype=v.dtype, device=v.device)
+    grads.append(grad_v)
     delta = torch.empty_like(lse)
     wide = q.dtype == torch.float32
     by_keys, by_queries = (_WIDE, _WIDE) if wide else tiles
@@ -356,7 +414,7 @@ def attend_ragged_backward(
         )
         _backward_keys[(-(-max_k // by_keys.keys), heads, cu_q.shape[0] - 1)](
             q, k, v, grad, lse, delta, grads[1], grads[2], cu_q, cu_k, scale, tokens,
-            *_strides(q, k, v), heads * width, heads * q.shape[-1], heads * width,
+            *_strides(q, k, v), heads * width, *_strides(grads[1], grads[2]),
             **widths, ROWS=by_keys.rows, KEYS=by_keys.keys,
             num_warps=by_keys.warps, num_stages=by_keys.stages,
         )  # fmt: skip
