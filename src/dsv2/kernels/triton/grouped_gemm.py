@@ -86,21 +86,29 @@ def _tile_of(tiles, columns, GROUP: tl.constexpr):
 @triton.jit
 def _grouped(
     x, weight, other, out, kept, kept_up, order, tile_expert, tile_first, tile_end, tiles, repeats,
-    DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr,
-    KEEP: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    each, DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr,
+    KEEP: tl.constexpr, UNIFORM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
     GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out[place] = x[row] weight[e]^T``, or, GATED, silu of that times ``x[row] other[e]^T``.
 
     ``weight`` and ``other`` ``[E, WIDTH, DEPTH_SIZE]``. GATHER takes the token of the row at each
     place, else ``x`` lies in the experts' order already. KEEP also leaves both products, before
-    the SiLU, for the gradient.
+    the SiLU, for the gradient. UNIFORM: every matrix has ``each`` rows, one after another.
     """
     tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
-    expert = tl.load(tile_expert + tile)
+    if UNIFORM:
+        per = tl.cdiv(each, ROWS)
+        expert = tile // per
+        first = expert * each + tile % per * ROWS
+        end = (expert + 1) * each
+    else:
+        expert = tl.load(tile_expert + tile)
+        first = tl.load(tile_first + tile)
+        end = tl.load(tile_end + tile)
     if expert >= 0:
-        place = tl.load(tile_first + tile) + tl.arange(0, ROWS)
-        real = place < tl.load(tile_end + tile)
+        place = first + tl.arange(0, ROWS)
+        real = place < end
         # Rows and columns beyond the end repeat the first and last: they are not stored.
         if GATHER:
             source = tl.load(order + place, mask=real, other=0) // repeats
@@ -280,7 +288,7 @@ def _down_vector(
 
 
 def grouped_product(
-    x: Tensor, weight: Tensor, order: ExpertOrder, tiles: GroupedTiles, *,
+    x: Tensor, weight: Tensor, order: ExpertOrder | int, tiles: GroupedTiles, *,
     gate: Tensor | None = None, repeats: int = 0, keep: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Each row times its expert's matrix, in the experts' order.
@@ -288,7 +296,8 @@ def grouped_product(
     Args:
         x: ``[T, A]`` to gather K rows per token from, else ``[TK, A]`` in the experts' order.
         weight: ``[E, W, A]``.
-        order: the rows' order, in tiles of ``tiles.rows``.
+        order: the rows' order, in tiles of ``tiles.rows``; or how many rows each matrix has, which
+            then lie one matrix's after another's.
         tiles: how to cut the work.
         gate: ``[E, W, A]``; the product with it goes through SiLU and is multiplied in.
         repeats: K if ``x`` is to be gathered, else 0.
@@ -298,13 +307,18 @@ def grouped_product(
         ``[TK, W]``.
     """
     width, depth = weight.shape[1:]
-    rows, count = order.order.shape[0], order.tile_expert.shape[0]
+    if isinstance(order, int):
+        rows, count = x.shape[0], weight.shape[0] * -(-order // tiles.rows)
+        places, each = (x, x, x, x), order
+    else:
+        rows, count = order.order.shape[0], order.tile_expert.shape[0]
+        places, each = (order.order, order.tile_expert, order.tile_first, order.tile_end), 0
     out = torch.empty((rows, width), dtype=x.dtype, device=x.device)
     kept, kept_up = (out, out) if keep is None else keep
     with on_device(x):
         _grouped[(count * -(-width // tiles.columns),)](
-            x, weight if gate is None else gate, weight, out, kept, kept_up, order.order,
-            order.tile_expert, order.tile_first, order.tile_end, count, max(1, repeats),
+            x, weight if gate is None else gate, weight, out, kept, kept_up, *places, count,
+            max(1, repeats), each, UNIFORM=each > 0,
             DEPTH_SIZE=depth, WIDTH=width, GATHER=repeats > 0, GATED=gate is not None,
             KEEP=keep is not None, ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=tiles.depth,
             GROUP=tiles.group, PRECISION=precision(x.dtype), num_warps=tiles.warps,

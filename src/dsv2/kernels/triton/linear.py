@@ -15,7 +15,6 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv2.kernels.formats import Weight
-from dsv2.kernels.triton.expert_order import ExpertOrder
 from dsv2.kernels.triton.grouped_gemm import FIXED_ROWS, expert_tiles, grouped_product
 from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
 from dsv2.kernels.triton.quant_product import quant_product
@@ -119,18 +118,6 @@ def normed_vector_product(
     return out
 
 
-def uniform_order(count: int, rows: int, tile_rows: int, device: torch.device) -> ExpertOrder:
-    """``rows`` rows for each of ``count`` matrices, in order; counted on the device."""
-    places = torch.arange(count * rows, dtype=torch.int32, device=device)
-    per = -(-rows // tile_rows)
-    tile = torch.arange(count * per, dtype=torch.int32, device=device)
-    owner = tile // per
-    first = owner * rows + tile % per * tile_rows
-    end = torch.minimum(first + tile_rows, (owner + 1) * rows)
-    offsets = torch.arange(count + 1, dtype=torch.int32, device=device) * rows
-    return ExpertOrder(places, places, offsets, owner, first, end)
-
-
 def stacked_product(
     x: Tensor, weight: Tensor, gate: Tensor | None = None, *, deterministic: bool = False
 ) -> Tensor:
@@ -142,9 +129,8 @@ def stacked_product(
     if not rows:
         return x.new_empty(count, 0, weight.shape[1])
     tiles = expert_tiles((FIXED_ROWS if deterministic else rows) * count, count, x.dtype)
-    order = uniform_order(count, rows, tiles.gate_up.rows, x.device)
     own = tiles.down if gate is None else tiles.gate_up
-    out = grouped_product(x.view(count * rows, depth), weight, order, own, gate=gate)
+    out = grouped_product(x.view(count * rows, depth), weight, rows, own, gate=gate)
     return out.view(count, rows, -1)
 
 
