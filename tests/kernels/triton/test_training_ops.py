@@ -99,7 +99,7 @@ def test_a_vocabulary_of_several_blocks_and_large_logits() -> None:
     torch.testing.assert_close(logits, leaf.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("q_lora", [None, 24])
+@pytest.mark.parametrize("q_lora", [None, pytest.param(24, marks=pytest.mark.slow)])
 def test_attention_of_whole_sequences(q_lora: int | None) -> None:
     heads, nope, rope, value, latent, hidden = 3, 24, 8, 16, 32, 40
     lengths = (9, 1, 17)
