@@ -143,3 +143,23 @@ def test_the_loss_and_its_gradients() -> None:
         found.append([loss.detach(), *(leaf.grad.float() for leaf in leaves)])
     for one, theirs in zip(*found, strict=True):
         assert float((one - theirs).norm() / theirs.norm()) < 1e-2
+
+
+@pytest.mark.parametrize("form", ["auto", "absorbed"])
+@torch.inference_mode()
+def test_a_trainable_model_with_a_cache(form: str) -> None:
+    from tests.model.test_forward import Cached, alone, build, sequences
+
+    with torch.device("cuda"):
+        model, readable = (build("yarn", name).cuda() for name in ("auto", "reference"))
+        tokens = [one.cuda() for one in sequences(40, 90)]
+        cached = Cached(model, tokens)
+        steps = [{0: 17, 1: 3}, {1: 61, 0: 1}, {0: 1, 1: 1}, {0: 21, 1: 25}]
+        pieces: list[list[torch.Tensor]] = [[], []]
+        for step in steps:
+            for which, logits in cached.step(step, form).items():
+                pieces[which].append(logits)
+        for which, one in enumerate(tokens):
+            expected = alone(readable, one)
+            torch.testing.assert_close(torch.cat(pieces[which]), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(alone(model, one), expected, atol=1e-4, rtol=1e-4)

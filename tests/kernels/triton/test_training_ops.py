@@ -47,7 +47,7 @@ def close(ours: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float =
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 def test_rms_norm(dtype: torch.dtype) -> None:
-    tensors = [draw(37, 40).to(dtype), (1 + draw(40) / 10).to(dtype)]
+    tensors = [draw(20, 40).to(dtype), (1 + draw(40) / 10).to(dtype)]
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
 
     def own(x: Tensor, weight: Tensor) -> Tensor:
@@ -99,16 +99,16 @@ def test_a_vocabulary_of_several_blocks_and_large_logits() -> None:
     torch.testing.assert_close(logits, leaf.grad, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("q_lora", [None, 24])
+@pytest.mark.parametrize("q_lora", [None, pytest.param(24, marks=pytest.mark.slow)])
 def test_attention_of_whole_sequences(q_lora: int | None) -> None:
     heads, nope, rope, value, latent, hidden = 3, 24, 8, 16, 32, 40
-    lengths = (19, 1, 40)
-    batch = RaggedBatch.packed(torch.zeros(60, dtype=torch.int64, device=DEVICE), lengths)
+    lengths = (9, 1, 17)
+    batch = RaggedBatch.packed(torch.zeros(27, dtype=torch.int64, device=DEVICE), lengths)
     angles = batch.positions.float().unsqueeze(1) * 0.7 ** torch.arange(rope // 2, device=DEVICE)
     shape = AttentionShape(heads, nope, rope, value, scale=0.3, eps=1e-6)
     queries = heads * (nope + rope)
     tensors = [
-        draw(60, hidden), draw(latent + rope, hidden, seed=1) / 6, 1 + draw(latent) / 10,
+        draw(27, hidden), draw(latent + rope, hidden, seed=1) / 6, 1 + draw(latent) / 10,
         draw(heads * (nope + value), latent, seed=2) / 6, draw(hidden, heads * value, seed=3) / 6,
     ]  # fmt: skip
     if q_lora is None:
@@ -137,10 +137,10 @@ def test_adamw(dtype: torch.dtype) -> None:
     scale = torch.tensor(0.7, device=DEVICE)
     states = []
     for op in (adamw, reference.adamw):
-        weight, master = draw(50, 50).to(dtype), draw(50, 50)
-        mean, square = torch.zeros(50, 50, device=DEVICE), torch.zeros(50, 50, device=DEVICE)
+        weight, master = draw(50, 45).to(dtype), draw(50, 45)
+        mean, square = torch.zeros(50, 45, device=DEVICE), torch.zeros(50, 45, device=DEVICE)
         for step in (1, 2):
-            op(weight, master, draw(50, 50, seed=step).to(dtype), mean, square, factors, step,
+            op(weight, master, draw(50, 45, seed=step).to(dtype), mean, square, factors, step,
                scale)  # fmt: skip
         states.append([weight, master, mean, square])
     close(states[0][1:], states[1][1:], 1e-6)

@@ -22,19 +22,15 @@ from dsv2.kernels.triton.grouped_grad import (
     rows_grad_tiles,
 )
 
-Step = Callable[[ExpertOrder, GroupedTiles], object]
+Step = Callable[[ExpertOrder, GroupedTiles], Tensor]
 Cuts = list[tuple[int, ...]]
 ROWS_CUTS: Cuts = [
-    (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 4), (128, 256, 64, 8, 4),
-    (128, 128, 128, 8, 2), (128, 256, 32, 8, 4), (128, 256, 64, 8, 3, 16),
+    (128, 256, 64, 8, 4), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (128, 256, 64, 8, 3, 16),
+    (128, 256, 64, 8, 3, 4), (128, 256, 32, 8, 4),
 ]  # fmt: skip
 MATRIX_CUTS: Cuts = [
-    (128, 256, 64, 8, 4), (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 4),
-    (256, 128, 64, 8, 3), (256, 128, 64, 8, 4), (128, 128, 128, 8, 2), (128, 256, 32, 8, 4),
-]  # fmt: skip
-PAIR_CUTS: Cuts = [
-    (128, 128, 64, 8, 4), (128, 128, 32, 8, 4), (128, 64, 64, 8, 4), (64, 128, 64, 4, 4),
-    (128, 64, 64, 4, 4), (128, 128, 64, 8, 2),
+    (128, 128, 64, 4, 4), (128, 128, 64, 4, 3, 16), (128, 128, 64, 4, 3, 4), (128, 128, 32, 4, 4),
+    (128, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 256, 64, 4, 3), (256, 64, 64, 4, 3),
 ]  # fmt: skip
 """Other tiles to try: rows, columns, depth, warps, stages and perhaps the group."""
 
@@ -68,34 +64,29 @@ def bench_experts_grad(
 
     bench.attempt("experts_grad: swiglu", case, "", swiglu)
 
+    y_rows, x_rows = bench.normal(rows, width), bench.normal(rows, width)
+
     def first(order: ExpertOrder, tiles: GroupedTiles) -> Tensor:
-        return grouped_rows_grad(y, weights_of.w_down, order, tiles, repeats=repeats)
+        return grouped_rows_grad(y_rows, weights_of.w_down, order, tiles)
 
     def last(order: ExpertOrder, tiles: GroupedTiles) -> Tensor:
         return grouped_rows_grad(
             g_gate, weights_of.w_gate, order, tiles, too=(g_up, weights_of.w_up)
         )
 
-    def down(order: ExpertOrder, tiles: GroupedTiles) -> object:
-        return grouped_matrix_grad(y, gated, order, count, tiles, repeats_left=repeats)
+    def down(order: ExpertOrder, tiles: GroupedTiles) -> Tensor:
+        return grouped_matrix_grad(y_rows, gated, order, count, tiles)
 
-    def gate_up(order: ExpertOrder, tiles: GroupedTiles) -> object:
-        return grouped_matrix_grad(
-            g_gate, x, order, count, tiles, left_too=g_up, repeats_right=repeats
-        )
+    def gate(order: ExpertOrder, tiles: GroupedTiles) -> Tensor:
+        return grouped_matrix_grad(g_gate, x_rows, order, count, tiles)
 
-    def gate_alone(order: ExpertOrder, tiles: GroupedTiles) -> object:
-        return grouped_matrix_grad(g_gate, x, order, count, tiles, repeats_right=repeats)
-
-    own_rows = rows_grad_tiles(tile, bench.dtype)
-    own_matrix, own_pair = (matrix_grad_tiles(bench.dtype, pair) for pair in (False, True))
+    own_rows, own_matrix = rows_grad_tiles(tile, bench.dtype), matrix_grad_tiles(bench.dtype)
     steps: list[tuple[str, Step, GroupedTiles, Cuts, int, float]] = [
         ("rows of down", first, own_rows, ROWS_CUTS, 1, matrix + moved_rows),
         ("rows of gate, up", last, own_rows, ROWS_CUTS, 2, 2 * (matrix + moved_rows)),
         ("down", down, own_matrix, MATRIX_CUTS, 1, matrix + moved_rows),
-        ("gate and up", gate_up, own_pair, PAIR_CUTS, 2, 2 * (matrix + moved_rows)),
-        ("gate", gate_alone, own_matrix, MATRIX_CUTS, 1, matrix + moved_rows),
-    ]  # fmt: skip
+        ("gate", gate, own_matrix, MATRIX_CUTS, 1, matrix + moved_rows),
+    ]
 
     def one(name: str, step: Step, tiles: GroupedTiles, share: int, moved: float) -> None:
         own = order if tiles.rows == tile else order_by_expert(ids, count, tiles.rows)
@@ -110,16 +101,15 @@ def bench_experts_grad(
             )  # fmt: skip
     if bench.tune and bench.device.type == "cuda":
         ends = order.offsets[1:]
-        sorted_x = x[order.order.long() // repeats]
         for name, left, right in (
-            ("rows of gate, up", g_gate, weights_of.w_gate), ("down", sorted_x.T, gated),
-            ("gate", g_gate.T, sorted_x),
+            ("rows of down", y_rows, weights_of.w_down), ("down", y_rows.T, gated),
+            ("gate", g_gate.T, x_rows),
         ):  # fmt: skip
             calls = [partial(F.grouped_mm, left, right, offs=ends)]
             bench.attempt(
                 f"experts_grad: {name}", case, "torch",
                 partial(
-                    bench.record, f"experts_grad: {name}", case, "torch, one", calls,
+                    bench.record, f"experts_grad: {name}", case, "torch", calls,
                     matrix + moved_rows, flops,
                 ),
             )  # fmt: skip

@@ -30,6 +30,7 @@ from dsv2.kernels.triton.grouped_gemm import (
     run_experts,
 )
 from dsv2.kernels.triton.grouped_grad import (
+    ALIGNMENT,
     grouped_matrix_grad,
     grouped_rows_grad,
     matrix_grad_tiles,
@@ -114,32 +115,36 @@ class _Experts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weights, w_gate, w_up, w_down, gate, up, *parts = ctx.saved_tensors
-        order, y, repeats = ExpertOrder(*parts), grads[0].contiguous(), weights.shape[1]
-        count, rows, dtype = w_gate.shape[0], ctx.rows, x.dtype
-        tiles = rows_grad_tiles(rows, dtype)
-        inner = grouped_rows_grad(y, w_down, order, tiles, repeats=repeats)
+        order, count, dtype = ExpertOrder(*parts), w_gate.shape[0], x.dtype
+        token = order.order.long() // weights.shape[1]
+        rows, matrix = rows_grad_tiles(ctx.rows, dtype), matrix_grad_tiles(dtype)
+        y = grads[0][token]  # TK D
+        inner = grouped_rows_grad(y, w_down, order, rows)
         gated, g_gate, g_up, g_weights = swiglu_rows_grad(inner, gate, up, weights, order)
-        grad_down, _ = grouped_matrix_grad(
-            y, gated, order, count, matrix_grad_tiles(dtype), repeats_left=repeats
-        )
-        grad_gate, grad_up = grouped_matrix_grad(
-            g_gate, x, order, count, matrix_grad_tiles(dtype, pair=True), left_too=g_up,
-            repeats_right=repeats,
-        )  # fmt: skip
-        by_row = grouped_rows_grad(g_gate, w_gate, order, tiles, too=(g_up, w_up))
+        grad_down = grouped_matrix_grad(y, gated, order, count, matrix)
+        del y, gated
+        own = x[token]  # TK D
+        grad_gate = grouped_matrix_grad(g_gate, own, order, count, matrix)
+        grad_up = grouped_matrix_grad(g_up, own, order, count, matrix)
+        del own
+        by_row = grouped_rows_grad(g_gate, w_gate, order, rows, too=(g_up, w_up))
         grad_x = combine_rows(by_row, weights, order, scaled=False)
         return grad_x, None, g_weights, grad_gate, grad_up, grad_down
 
 
 @implements("experts", "triton", ("cuda",))
 def experts(x: Tensor, ids: Tensor, weights: Tensor, experts: ExpertWeights) -> Tensor:
-    """Grouped products, with a gradient where one is wanted; nothing is read from the device."""
+    """Grouped products, with a gradient where one is wanted; nothing is read from the device.
+
+    Widths whose rows are not aligned, which no published model has, take the loop for gradients.
+    """
     check((x, "T D"), (ids, "T K"), (weights, "T K"))
     check((experts.w_gate, "E F D"), (experts.w_up, "E F D"), (experts.w_down, "E D F"))
     parts = (experts.w_gate, experts.w_up, experts.w_down)
     if not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, weights, *parts)):
         return run_experts(x, ids, weights, experts)
-    if not ids.numel():
+    widths = experts.w_gate.shape[1:]
+    if not ids.numel() or any(size * x.element_size() % ALIGNMENT for size in widths):
         return reference.experts(x, ids, weights, experts)
     own = (part.contiguous() for part in parts)
     out: Tensor = _Experts.apply(x.contiguous(), ids.contiguous(), weights.contiguous(), *own)
