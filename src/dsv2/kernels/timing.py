@@ -97,7 +97,7 @@ def kernel_seconds(
 def _row_seconds(call: Callable[[], object], device: torch.device, repeats: int = 20) -> float:
     """Mean seconds of a call among many in a row, launched one by one; the median of five rounds.
 
-    For what a CUDA graph holds as a copy instead of a kernel: there it takes half as long again.
+    For calls that are long, and for copies, which take half as long again within a CUDA graph.
     """
     if device.type != "cuda":
         return kernel_seconds([call], device)
@@ -117,6 +117,8 @@ def _row_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 def measure_device(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Roof:
     """The roof of a device: a copy of 2 GiB, and a product of side 8192 in ``dtype``.
 
+    The product is with a transposed matrix, as weights are stored.
+
     Args:
         device: that computes.
         dtype: of the product.
@@ -126,6 +128,6 @@ def measure_device(device: torch.device, dtype: torch.dtype, *, tiny: bool = Fal
     source = torch.empty(numbers, dtype=torch.int16, device=device)
     target = torch.empty_like(source)
     read = 2 * source.nbytes / _row_seconds(lambda: target.copy_(source), device)
-    a = torch.randn(side, side, device=device).to(dtype)
-    multiply = 2 * side**3 / kernel_seconds([lambda: a @ a], device, budget=0.3)
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    multiply = 2 * side**3 / _row_seconds(lambda: a @ b.T, device)
     return Roof(read, multiply)

@@ -71,7 +71,7 @@ def test_both_paths_equal_the_reference(width: int, inner: int) -> None:
         run_experts(x, ids, weights, experts),
     ):
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-4)
-    few = experts_vector(x[:2], ids[:2], weights[:2], experts, VectorTiles(16, 8))
+    few = experts_vector(x[:2], ids[:2], weights[:2], experts, VectorTiles(gate_up=16, down=8))
     torch.testing.assert_close(few, expected[:2], atol=1e-5, rtol=1e-4)
     assert run_experts(x[:0], ids[:0], weights[:0], experts).shape == (0, width)
 

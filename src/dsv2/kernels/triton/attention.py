@@ -19,7 +19,7 @@ from dsv2.kernels.triton.latent_cache import read_latents
 from dsv2.kernels.triton.latent_values import MOST_SPLITS, split_values
 from dsv2.kernels.triton.launch import bounds
 from dsv2.kernels.triton.linear import product, stacked_product
-from dsv2.kernels.triton.mla_decode import Splits, decode_latent, decode_splits
+from dsv2.kernels.triton.mla_decode import Splits, decode_latent, decode_splits, few_tiles
 from dsv2.kernels.triton.mla_prefill import attend_ragged, merge_attention
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
@@ -216,7 +216,11 @@ def _attend_few(
     if most > 2 * BLOCK_SIZE * MOST_SPLITS:
         mixed = decode_latent(q_latent, q_rope, *where, cache_format=cache_format)
         return split_values(Splits(mixed, None), w_uv)
-    return split_values(decode_splits(q_latent, q_rope, *where, cache_format=cache_format), w_uv)
+    splits = decode_splits(
+        q_latent, q_rope, *where, cache_format=cache_format,
+        tiles=few_tiles(shape.heads * part.longest, q_latent.dtype),
+    )  # fmt: skip
+    return split_values(splits, w_uv)
 
 
 def _heads(x: Tensor, weight: Tensor, deterministic: bool) -> Tensor:

@@ -80,7 +80,7 @@ def bench_experts(bench: KernelBench, tokens: int, weights_of: ExpertWeights, re
         whole = partial(_run_experts, x, mix, weights_of, deterministic)
         bench.attempt("experts", case, variant, partial(run, whole, variant))
     if rows <= grouped_gemm.VECTOR_ROWS:
-        cuts = [(2, 2, 4), (8, 4, 4), (4, 2, 4), (8, 8, 8), (2, 2, 2)]
+        cuts = [(1, 2, 2, 8), (2, 4, 2, 8), (1, 4, 2, 8), (2, 2, 1, 2), (2, 4, 2, 4), (8, 4, 8, 4)]
         for cut in cuts if bench.tune else []:
             tiles = grouped_gemm.VectorTiles(*cut)
             name = f"vector {describe(tiles)}"

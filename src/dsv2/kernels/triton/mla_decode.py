@@ -11,7 +11,7 @@ Bytes: (C+R) numbers per cached token and block of rows. Arithmetic: 2 H (2C + R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -74,6 +74,13 @@ def decode_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
     if rows <= 16:
         return DecodeTiles(rows=16, keys=32, warps=4, stages=3)
     return DecodeTiles(rows=64, keys=64, warps=8, stages=2)
+
+
+def few_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
+    """The tiles where one sequence or two leave a program a block or two of keys."""
+    usual = decode_tiles(rows, dtype)
+    few = dtype != torch.float32 and rows <= 16
+    return replace(usual, keys=64, stages=2) if few else usual
 
 
 @triton.jit
