@@ -34,6 +34,7 @@ from dsv2.checkpoint.quantised import is_quantised
 from dsv2.engine.bench import paged
 from dsv2.engine.cache import allocate_cache
 from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES, dequantise, relative_rmse
 from dsv2.ragged import RaggedBatch
 from dsv2.recipes.pocket.corpus import source_files
@@ -174,17 +175,19 @@ def rounded_model(rounded: Round | None, scheme: str) -> Compute:
     return lambda tokens: model(RaggedBatch.packed(tokens, [len(tokens)]), None)[0]
 
 
-def packed_model(scheme: str, executor: CpuExecutor) -> Compute:
-    """Pocket as the engine runs its prompts in a scheme."""
-    model = load_packed("pocket", executor, weights=scheme)
+def packed_model(
+    weights: str, executor: Executor, cache_format: str = "auto", source: str | Path = "pocket"
+) -> Compute:
+    """Pocket as the engine runs its prompts in a format of weights and cache."""
+    model = load_packed(source, executor, weights=weights, cache_format=cache_format)
     config = model.config
     blocks = config.max_position_embeddings // BLOCK_SIZE + 1
-    cache = allocate_cache(config, blocks, model.cache_dtype, model.device)
+    cache = allocate_cache(config, blocks, model.cache_format, model.device)
 
     def compute(tokens: Tensor) -> Tensor:
         batch = paged(1, len(tokens), 0, blocks, generated=False, vocab_size=config.vocab_size)
         batch = replace(batch, tokens=tokens.to(torch.int32), logit_rows=None)
-        return model(batch, cache)[0]
+        return model(batch.to(model.device), cache)[0].cpu()
 
     return compute
 
