@@ -43,8 +43,8 @@ def measure(rows: Sequence[Row], setting: Setting) -> Outcomes:
     return found
 
 
-def _model_of(row: Row) -> tuple[str, str, int]:
-    return row.weights, row.cache, row.layers or 0
+def _model_of(row: Row) -> tuple[str, int]:
+    return row.weights, row.layers or 0
 
 
 def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
@@ -95,17 +95,21 @@ def stored(setting: Setting, weights: str) -> Path:
 
 
 def compute(rows: Sequence[Row], config: ModelConfig, threads: int) -> dict[str, list[float]]:
-    """Tokens per second and share of the limit by row; all rows are of one model."""
+    """Tokens per second and share of the limit by row; all rows have the same weights."""
     first = rows[0]
     if first.layers is not None:
         config = config.model_copy(update={"num_hidden_layers": first.layers})
     executor = CpuExecutor(threads)
-    model = synthetic_model(config, executor, first.weights, cache_format=first.cache)
+    model = synthetic_model(config, executor, first.weights)
     roof = measure_roof(executor, first.weights)
     longest = max(row.sequences * (row.depth + row.tokens + 64) for row in rows)
-    bench = ModelBench(model, roof, longest)
+    benches: dict[str, ModelBench] = {}
     found = {}
     for row in rows:
+        if row.cache not in benches:
+            benches.clear()  # one cache is in memory at a time
+            benches[row.cache] = ModelBench(model.with_cache(row.cache), roof, longest)
+        bench = benches[row.cache]
         if row.kind == "prefill":
             figure = bench.prefill(row.tokens, repeats=1)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -74,6 +75,16 @@ class PackedModel:
             self._embed if config.tie_word_embeddings else executor.pack_linear(fetch("head"))
         )
         self._frequencies = inverse_frequencies(config).to(self.device)
+
+    def with_cache(self, cache_format: str) -> PackedModel:
+        """The same packed weights, for a latent cache of another format.
+
+        Raises:
+            ValueError: the format is unknown.
+        """
+        other = copy(self)
+        other.cache_format = latent_format(cache_format).name
+        return other
 
     @property
     def description(self) -> str:
