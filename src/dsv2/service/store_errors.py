@@ -37,6 +37,8 @@ def api_error_of(error: StoreError) -> ApiError:
             return ApiError(422, _sentence(error), param=error.field)
         case errors.NotFoundError():
             return ApiError(404, _sentence(error))
+        case errors.LimitError():
+            return ApiError(429, _sentence(error), code="limit_reached", headers=RETRY)
         case errors.ConflictError():
             return ApiError(409, _sentence(error))
         case _:

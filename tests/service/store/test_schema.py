@@ -50,7 +50,7 @@ def test_the_revisions_make_the_tables_of_the_models(store: Store) -> None:
 
 def test_a_database_of_another_revision_is_refused(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    with pytest.raises(SchemaError, match="revision None, this program needs 0001"):
+    with pytest.raises(SchemaError, match="revision None, this program needs 0002"):
         migrations.check(store)
     migrations.upgrade(store)
     with store.write() as db:
