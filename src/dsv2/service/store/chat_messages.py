@@ -238,7 +238,7 @@ def ask(
     row = {"conversation_id": conversation_id, "user_id": user_id, "created_at": now}
     db.execute(
         sa.insert(messages).values(
-            _row(row | {"id": question, "parent_id": parent_id, "place": place, "role": "user"})
+            stored(row | {"id": question, "parent_id": parent_id, "place": place, "role": "user"})
             | {"content": content, "attachments": json.dumps(files, ensure_ascii=False)}
         )
     )
@@ -363,7 +363,8 @@ def _check_parent(db: Connection, user_id: str, conversation_id: str, parent_id:
         raise ConflictError("the answer that this is to follow is still running")
 
 
-def _row(given: dict[str, Any]) -> dict[str, Any]:
+def stored(given: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table: what is given, and for the rest what a new message has."""
     usual = {
         "content": "", "attachments": "[]", "status": "complete", "failure_code": None,
         "failure_message": None, "finish": None, "model": None, "prompt_tokens": 0,
@@ -375,7 +376,7 @@ def _row(given: dict[str, Any]) -> dict[str, Any]:
 
 def _add_answer(db: Connection, row: dict[str, Any], lease: Lease) -> None:
     running = {"owner": lease.owner, "expires_at": lease.expires_at, "status": "running"}
-    db.execute(sa.insert(messages).values(_row(row | running | {"role": "assistant"})))
+    db.execute(sa.insert(messages).values(stored(row | running | {"role": "assistant"})))
 
 
 def _message(row: Any) -> Message:
