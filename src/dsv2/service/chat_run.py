@@ -224,8 +224,9 @@ class Run:
                 self._take(piece, tokenizer)
             if pieces:
                 usage = generation.usage
+                prompt, cached = usage.prompt_tokens, usage.prompt_cache_hit_tokens
                 self._usage = AnswerUsage(
-                    usage.prompt_tokens, usage.prompt_cache_hit_tokens, usage.completion_tokens,
+                    prompt, min(cached, prompt), usage.completion_tokens,
                     self._timed(job.model.name),
                 )  # fmt: skip
                 generation.hold(inference.pace.gap(is_stream=True))
@@ -267,7 +268,7 @@ class Run:
                         db, self.message.id, lease, progress
                     )
                 )
-            except StoreError as error:
+            except Exception as error:  # nothing may end the saving but the answer's end
                 log.warning("answer %s is not written down yet: %s", self.message.id, error)
                 continue
             renewed, self._written = now, changes

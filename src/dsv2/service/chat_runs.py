@@ -206,9 +206,9 @@ class Runs:
             self._tasks.discard(task)
             if self._runs.get(answer.id) is run:
                 del self._runs[answer.id]
-            run.text.close()
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.error("answer %s has failed", answer.id, exc_info=error)
+                log.error("the end of answer %s is not written", answer.id, exc_info=error)
+            run.text.close()
 
         task.add_done_callback(ended)
 

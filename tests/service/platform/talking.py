@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from dsv2.engine.request import Request
@@ -18,10 +19,11 @@ from dsv2.service.wire import Logprobs, Tokens
 from dsv2.tokenizer import chat_format
 from tests.service.asgi import Reply, call
 from tests.service.fakes import FakeEngine, Step, pocket_tokenizer
-from tests.service.platform.site import ORIGIN, Person, Site, add_person
+from tests.service.platform.site import Person, Site, add_person
 
 TEXT = "Because the sky 😀 scatters blue light."
 FAR = 10**9
+tokenizer_once = cache(pocket_tokenizer)
 
 
 class Talk:
@@ -43,7 +45,7 @@ class Talk:
         self, office: Office, person: Person | None = None, *, max_context: int = 2048,
         **options: Any,
     ) -> None:  # fmt: skip
-        self.tokenizer = pocket_tokenizer()
+        self.tokenizer = tokenizer_once()
         self.engine = FakeEngine(self._script, max_context=max_context)
         self.text, self.allowed, self.finish = TEXT, FAR, "stop"
         self.error: Exception | None = None
@@ -153,6 +155,3 @@ def said(reply: Reply, start: int = 0) -> str:
             assert data["at"] == start + len(text.encode("utf-16-le")) // 2
             text += data["text"]
     return text
-
-
-HEADERS = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
