@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ SCRIPT = "assets/index-Ab_4-x9z.js"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Path:
     made = tmp_path / "static"
     (made / "assets").mkdir(parents=True)
     (made / "index.html").write_bytes(PAGE)
@@ -29,7 +28,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (made / "favicon.svg").write_bytes(b"<svg/>")
     (made / ".hidden").write_bytes(b"x")
     (tmp_path / "secret.txt").write_bytes(b"secret")
-    yield made
+    return made
 
 
 class Browser:
