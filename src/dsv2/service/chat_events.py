@@ -87,30 +87,32 @@ class EventsResponse(Response):
     Args:
         events: what is sent.
         patience: how long to wait for a page that takes nothing.
+        leave: is called at the end.
     """
 
-    def __init__(self, events: Events, patience: Patience) -> None:
+    def __init__(self, events: Events, patience: Patience, leave: Callable[[], None]) -> None:
         super().__init__(
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
         del self.headers["content-length"]
-        self._events, self._patience = events, patience
+        self._events, self._patience, self._leave = events, patience, leave
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As an ASGI application."""
 
-        async def leave() -> None:
+        async def gone() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
 
-        tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(leave())]
+        tasks = [asyncio.create_task(self._send(send)), asyncio.create_task(gone())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
             sent, _ = await asyncio.gather(*tasks, return_exceptions=True)
+            self._leave()
         if isinstance(sent, Exception) and not isinstance(sent, (TimeoutError, OSError)):
             raise sent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from sqlalchemy import Connection
@@ -23,6 +23,8 @@ from dsv2.service.store.errors import StoreError
 
 log = logging.getLogger("dsv2.service")
 
+MAX_READERS = 64
+"""Pages of one user that read answers at a time."""
 _CLOSING = 5.0
 """Seconds for answers that are interrupted to write that down."""
 
@@ -48,6 +50,7 @@ class Runs:
         )
         self._runs: dict[str, Run] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._readers: dict[str, int] = {}
         self._sweeping: asyncio.Task[None] | None = None
         self._is_stopping = False
 
@@ -93,6 +96,27 @@ class Runs:
     def find(self, message_id: str) -> Run | None:
         """The answer, if this process computes it."""
         return self._runs.get(message_id)
+
+    def let_in(self, user_id: str) -> Callable[[], None]:
+        """Count a page that reads an answer; what lets it go again.
+
+        Raises:
+            ApiError: 429: the user has too many.
+        """
+        open_now = self._readers.get(user_id, 0)
+        if open_now >= MAX_READERS:
+            raise ApiError(
+                429, f"{MAX_READERS} pages are reading, which is the most", code="limit_reached",
+                headers={"Retry-After": "1"},
+            )  # fmt: skip
+        self._readers[user_id] = open_now + 1
+
+        def leave() -> None:
+            self._readers[user_id] -= 1
+            if not self._readers[user_id]:
+                del self._readers[user_id]
+
+        return leave
 
     async def ask(
         self, caller: Caller, conversation_id: str, *, parent_id: str | None, content: str,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from dsv2.engine.request import OverloadedError
@@ -17,9 +18,9 @@ from dsv2.service.chat_runs import Runs, answering
 from dsv2.service.office import Office
 from dsv2.service.serving import EngineGoneError, Rates
 from dsv2.service.sse import Patience
-from dsv2.service.store import Store, chat_answers
-from dsv2.service.store.chat_messages import AnswerUsage, Lease
+from dsv2.service.store import Store
 from dsv2.service.store.errors import UnavailableError
+from dsv2.service.store.models import messages
 from tests.service.asgi import Reply
 from tests.service.platform.admitting import balance, check_books
 from tests.service.platform.site import add_person
@@ -127,6 +128,23 @@ def test_whoever_waits_gets_a_sign_of_life(talk: Talk) -> None:
 
     reply = talk.events(answer, leave=leave)
     assert reply.named == []
+
+
+def test_the_pages_that_read_are_counted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsv2.service.chat_runs.MAX_READERS", 1)
+    talk.allowed = 0
+    _, answer = talk.begin()
+
+    async def work() -> tuple[Reply, Reply]:
+        first = asyncio.create_task(talk.reading(answer))
+        await asyncio.sleep(0.05)
+        second = await talk.reading(answer)
+        talk.allowed = 10**9
+        return await first, second
+
+    first, second = talk.run(work())
+    assert (first.status, second.status) == (200, 429) and said(first) == TEXT
+    assert talk.events(answer).status == 200
 
 
 def test_stopping_keeps_and_charges_what_there_is(talk: Talk, store: Store) -> None:
@@ -491,10 +509,17 @@ def test_a_page_that_reads_another_process_learns_of_deletion(
     talk.until(lambda: not here.open)
 
 
-def test_what_is_saved_is_renewed(talk: Talk, store: Store) -> None:
-    talk.allowed = 1
+def test_an_answer_that_says_nothing_is_renewed(
+    talk: Talk, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsv2.service.chat_run.RENEW_SECONDS", 0.0)
+    talk.allowed = 0
     _, answer = talk.begin()
-    talk.until(lambda: talk.engine.open)
-    with store.write() as db:
-        gone = chat_answers.Progress("x", AnswerUsage())
-        assert not chat_answers.save(db, answer, Lease("another", 5), gone)
+
+    def expires() -> int:
+        with store.read() as db:
+            query = sa.select(messages.c.expires_at).where(messages.c.id == answer)
+            return int(db.execute(query).scalar_one())
+
+    first = expires()
+    talk.until(lambda: expires() > first)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from dsv2.service.store import Store, chat_answers, chat_messages, chats, models, presets
+from dsv2.service.store import Store, backup, chat_answers, chat_messages, chats, models, presets
 from dsv2.service.store.chat_answers import Outcome, Progress
 from dsv2.service.store.chat_messages import AnswerUsage, Attachment, Failure, Lease, Message
 from dsv2.service.store.chats import Conversation
@@ -392,6 +393,19 @@ def test_what_a_dead_process_has_left_is_interrupted(store: Store, user: str) ->
         assert (found.status, found.content) == ("failed", "As far as")
         assert found.failure and found.failure.code == "interrupted"
         assert chat_messages.get_message(db, user, done.id).status == "complete"
+
+
+def test_an_export_for_operators_has_no_text(store: Store, user: str, tmp_path: Path) -> None:
+    with store.write() as db:
+        made = begin(db, user, title="secret", tags=["secret"], system="secret")
+        files = [Attachment("secret", "secret")]
+        _, answer = ask(db, user, made.id, "secret", attachments=files)
+        end(db, answer, "secret", tokens='["secret"]')
+        presets.create_preset(db, user, name="secret", system="secret", params={}, now=NOW)
+    rows = backup.export(store, tmp_path / "export")
+    assert (rows["conversations"], rows["messages"], rows["presets"]) == (1, 2, 1)
+    text = "".join(file.read_text() for file in (tmp_path / "export").iterdir())
+    assert answer.id in text and "secret" not in text
 
 
 def test_presets_are_changed_bit_by_bit(store: Store, user: str) -> None:

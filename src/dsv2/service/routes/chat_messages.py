@@ -92,7 +92,8 @@ async def events(
     message = await office.read(
         lambda db: chat_messages.get_message(db, caller.user_id, message_id)
     )
-    return EventsResponse(events_of(runs, caller, message, start), runs.inference.patience)
+    leave = runs.let_in(caller.user_id)
+    return EventsResponse(events_of(runs, caller, message, start), runs.inference.patience, leave)
 
 
 @router.get("/messages/{message_id}/tokens")
