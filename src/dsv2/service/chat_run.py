@@ -7,6 +7,7 @@ its end; how it ends is in the store before anybody is told.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from dsv2.service.store.chat_messages import INTERRUPTED, AnswerUsage, Failure, 
 from dsv2.service.store.chats import Conversation
 from dsv2.service.store.errors import StoreError
 from dsv2.service.store_errors import api_error_of
-from dsv2.service.writer import Writer
+from dsv2.service.writer import Work, Writer
 from dsv2.tokenizer import Tokenizer
 
 log = logging.getLogger("dsv2.service")
@@ -138,14 +139,21 @@ class Run:
                 saving.cancel()
                 await asyncio.wait([saving])
         await self._finish(outcome)
-        failure = outcome.failure
+        usage = self._progress().usage
         self.message = replace(
             self.message, content=self.text.whole, status=outcome.status, finish=outcome.finish,
-            failure=failure, model=self._model, usage=self._progress().usage,
+            failure=outcome.failure, model=self._model,
+            usage=None if usage == AnswerUsage() else usage,
         )  # fmt: skip
-        if self.message.usage == AnswerUsage():
-            self.message = replace(self.message, usage=None)
+        if not self._is_ours:
+            with contextlib.suppress(StoreError):  # it was deleted, or cannot be had now
+                self.message = await asyncio.to_thread(self._stored)
         self.text.close()
+
+    def _stored(self) -> Message:
+        """The answer as somebody else has ended it."""
+        with self._around.writer.store.read() as db:
+            return chat_messages.get_message(db, self._caller.user_id, self.message.id)
 
     async def _ended(self, answering: asyncio.Task[Outcome]) -> Outcome:
         await asyncio.wait([answering])
@@ -261,13 +269,8 @@ class Run:
             changes, now = self._changes, self._loop.time()
             if changes == self._written and now - renewed < RENEW_SECONDS:
                 continue
-            progress, lease = self._progress(), around.lease()
             try:
-                kept = await around.writer.write(
-                    lambda db, lease=lease, progress=progress: chat_answers.save(  # type: ignore[misc]
-                        db, self.message.id, lease, progress
-                    )
-                )
+                kept = await around.writer.write(self._saving(self._progress(), around.lease()))
             except Exception as error:  # nothing may end the saving but the answer's end
                 log.warning("answer %s is not written down yet: %s", self.message.id, error)
                 continue
@@ -276,6 +279,9 @@ class Run:
                 self._is_ours = False
                 self.stop()
                 return
+
+    def _saving(self, progress: Progress, lease: Lease) -> Work[bool]:
+        return lambda db: chat_answers.save(db, self.message.id, lease, progress)
 
     async def _finish(self, outcome: Outcome) -> None:
         """Write the end down, however long the store takes, unless the server is stopping."""
@@ -293,11 +299,9 @@ class Run:
                 log.warning("the end of answer %s is not written yet: %s", message.id, error)
                 if self._gives_up.is_set():
                     return
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._gives_up.wait()
-            except TimeoutError:
-                pass
 
 
 _BY_STATUS = {402: "no_money", 429: "rate_limited"}

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from dsv2.engine.request import OverloadedError
 from dsv2.service.admission import StoreAdmission
 from dsv2.service.chat_runs import Runs, answering
+from dsv2.service.chat_shapes import message_shape
 from dsv2.service.office import Office
 from dsv2.service.serving import EngineGoneError, Rates
 from dsv2.service.sse import Patience
@@ -385,8 +386,10 @@ def test_a_server_that_dies_leaves_what_was_written_down(
     assert (found["status"], found["content"]) == ("failed", head)
     assert found["failure"]["code"] == "interrupted"
     # The process was not dead but slow: it learns that the answer is no longer its own.
+    run = talk.runs.find(answer)
     talk.allowed = 4
     talk.until(lambda: not talk.runs.open)
+    assert run is not None and message_shape(run.message) == found
     assert talk.message(conversation, answer) == found
     talk.allowed, talk.text = 10**9, "."
     talk.act(answer, "continue")
