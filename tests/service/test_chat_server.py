@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,12 @@ def test_an_answer_outlives_its_pages_and_its_server(tmp_path: Path) -> None:
         path, message = begin(server)
         events = follow(server, message)
         next(events)
+        engine = server.engine_pid
+        os.kill(engine, signal.SIGSTOP)  # or it might have ended before the server does
         until(lambda: found(server, path)["content"], 5.0)
         server.process.kill()
         server.process.wait()
+        os.kill(engine, signal.SIGCONT)
         with pytest.raises(httpx.TransportError):
             list(events)
     with running(data) as server:
