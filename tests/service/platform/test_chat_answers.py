@@ -318,8 +318,16 @@ def test_deleting_a_conversation_ends_its_answers(talk: Talk, store: Store) -> N
 
 
 def test_tokens_are_kept_where_they_are_wanted(talk: Talk) -> None:
+    talk.allowed = 0
     conversation, answer = talk.begin(params={"logprobs": True})
-    reply = talk.events(answer)
+
+    async def work() -> Reply:
+        reading = asyncio.create_task(talk.reading(answer))
+        await asyncio.sleep(0.02)
+        talk.allowed = 10**9
+        return await reading
+
+    reply: Reply = talk.run(work())
     told = [token for name, data in reply.named if name == "delta" for token in data["tokens"]]
     kept = talk.browser.get(f"/api/chat/messages/{answer}/tokens").json()["tokens"]
     assert kept == told and len(kept) == len(talk.tokenizer.encode(TEXT))
