@@ -14,7 +14,7 @@ from dsv2.service.answers import encode
 from dsv2.service.chat_run import Run
 from dsv2.service.chat_runs import Runs
 from dsv2.service.chat_shapes import message_shape
-from dsv2.service.chat_text import Delta, tail, units
+from dsv2.service.chat_text import Delta
 from dsv2.service.errors import ApiError
 from dsv2.service.serving import Caller
 from dsv2.service.sse import Patience
@@ -56,13 +56,13 @@ async def _followed(run: Run, start: int, keep_alive: float) -> Events:
 
 
 async def _looked_at(runs: Runs, caller: Caller, message: Message, start: int) -> Events:
-    at = min(start, units(message.content))
+    at = min(start, len(message.content))
     quiet = 0.0
     while True:
-        text = tail(message.content, at)
+        text = message.content[at:]
         if text:
             yield site_event("delta", Delta(at, text).shape)
-            at, quiet = at + units(text), 0.0
+            at, quiet = at + len(text), 0.0
         if message.status != "running":
             yield site_event("done", message_shape(message))
             return

@@ -1,6 +1,6 @@
 """The text of an answer while it grows, and those who read along.
 
-Places are counted as JavaScript counts them, in UTF-16 code units, since pages are what reads.
+Places are counted in characters as Unicode counts them: code points.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class GrowingText:
     def __init__(self, begun: str = "") -> None:
         self.is_closed = False
         self._parts = [Delta(0, begun)] if begun else []
-        self._end = units(begun)
+        self._end = len(begun)
         self._news = asyncio.Event()
 
     @property
@@ -56,15 +56,10 @@ class GrowingText:
             return "".join(part.text for part in self._parts)
         return self._parts[0].text if self._parts else ""
 
-    @property
-    def size(self) -> int:
-        """In UTF-16 code units."""
-        return self._end
-
     def add(self, text: str, tokens: list[dict[str, Any]] | None = None) -> None:
         """Let it grow."""
         self._parts.append(Delta(self._end, text, tokens))
-        self._end += units(text)
+        self._end += len(text)
         self._tell()
 
     def close(self) -> None:
@@ -98,7 +93,7 @@ class Reader:
         self._next = 0
         while self._next < len(parts):
             part = parts[self._next]
-            if part.at + units(part.text) > at or part.at >= at:
+            if part.at + len(part.text) > at or part.at >= at:
                 break
             self._next += 1
 
@@ -109,24 +104,10 @@ class Reader:
             return None
         tokens = [token for part in fresh if part.at >= self._at for token in part.tokens or ()]
         has_tokens = any(part.tokens is not None for part in fresh)
-        text = tail("".join(part.text for part in fresh), self._at - fresh[0].at)
+        text = "".join(part.text for part in fresh)[max(0, self._at - fresh[0].at) :]
         delta = Delta(self._at, text, tokens if has_tokens else None)
-        self._at += units(text)
+        self._at += len(text)
         return delta
-
-
-def units(text: str) -> int:
-    """The length of a text in UTF-16 code units."""
-    return len(text) if text.isascii() else len(text.encode("utf-16-le", "replace")) // 2
-
-
-def tail(text: str, start: int) -> str:
-    """A text from a place on; half a character at its beginning becomes U+FFFD."""
-    if start <= 0:
-        return text
-    if text.isascii():
-        return text[start:]
-    return text.encode("utf-16-le", "replace")[2 * start :].decode("utf-16-le", "replace")
 
 
 def token_shape(entry: TokenLogprob) -> dict[str, Any]:

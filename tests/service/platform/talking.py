@@ -152,6 +152,6 @@ def said(reply: Reply, start: int = 0) -> str:
     text = ""
     for name, data in reply.named:
         if name == "delta":
-            assert data["at"] == start + len(text.encode("utf-16-le")) // 2
+            assert data["at"] == start + len(text)
             text += data["text"]
     return text

@@ -108,12 +108,11 @@ def test_an_answer_goes_on_without_a_page(talk: Talk) -> None:
 
 @pytest.mark.parametrize("start", [0, 5, 16, 17, 18, 1000])
 def test_what_has_ended_is_read_from_any_place(talk: Talk, start: int) -> None:
-    """Places are JavaScript's: the face at 16 takes two."""
+    """Places are code points: the face at 16 is one."""
     _, answer = talk.begin()
     talk.ended(answer)
     reply = talk.events(answer, start)
-    units = TEXT.encode("utf-16-le")
-    wanted = units[2 * start :].decode("utf-16-le", "replace")
+    wanted = TEXT[start:]
     assert said(reply, start) == wanted
     assert [name for name, _ in reply.named] == (["delta"] if wanted else []) + ["done"]
     assert talk.browser.get(f"/api/chat/messages/{answer}/events?from=-1").status_code == 400

@@ -33,7 +33,7 @@ from dsv2.service.store.chat_messages import MAX_ATTACHMENTS, Attachment
 
 router = APIRouter(prefix="/api/chat")
 
-Place = Annotated[int, Query(alias="from", ge=0, le=2**31, description="In UTF-16 code units.")]
+Place = Annotated[int, Query(alias="from", ge=0, le=2**31, description="In code points.")]
 
 
 class File(SiteBody):
