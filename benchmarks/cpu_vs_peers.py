@@ -22,7 +22,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -30,7 +30,7 @@ from rich.console import Console
 from benchmarks.peers import ours
 from benchmarks.peers.llama import IK_LLAMA_CPP, LLAMA_CPP, Llama
 from benchmarks.peers.machine import ROOT, look
-from benchmarks.peers.report import compare, draw, failures, table, write_csv
+from benchmarks.peers.report import Line, compare, draw, failures, table, write_csv
 from benchmarks.peers.torch_peer import TorchPeer
 from benchmarks.peers.work import Failure, Measure, Measured, Row, Setting, chosen
 from dsv2.cli.info import find_config
@@ -83,8 +83,8 @@ def engines(options: argparse.Namespace) -> dict[str, Measure]:
 
 def measure(
     found: Mapping[str, Measure], rows: Sequence[Row], setting: Setting, rounds: int, say: Console
-) -> dict[str, dict[str, list[Measured | Failure]]]:
-    """Every engine once per round, each round beginning with the next one."""
+) -> Iterator[dict[str, dict[str, list[Measured | Failure]]]]:
+    """Every engine once per round, each round beginning with the next one; all there is so far."""
     results: dict[str, dict[str, list[Measured | Failure]]] = {name: {} for name in found}
     names = list(found)
     for number in range(rounds):
@@ -95,7 +95,7 @@ def measure(
                 results[name].setdefault(key, []).append(outcome)
             spent = time.perf_counter() - start
             say.print(f"round {number + 1} of {rounds}: {name}, {spent:.0f} s", highlight=False)
-    return results
+        yield results
 
 
 def keep_shape(files: Path, model: str) -> Path:
@@ -124,12 +124,15 @@ def main(words: Sequence[str] | None = None) -> int:
     machine = look(options.threads)
     found = engines(options)
     rounds = 1 if options.quick else options.rounds
-    lines = compare(rows, measure(found, rows, setting, rounds, say), OWN)
+    target = options.csv or (CSV if usual else None)
+    lines: list[Line] = []
+    for results in measure(found, rows, setting, rounds, say):
+        lines = compare(rows, results, OWN)
+        if target is not None:
+            write_csv(target, lines, machine, OWN)  # a run of hours may be broken off
     Console(width=None if sys.stdout.isatty() else 200).print(table(lines, machine, list(found)))
     for sentence in failures(lines, OWN):
         print(sentence)
-    if (target := options.csv or (CSV if usual else None)) is not None:
-        write_csv(target, lines, machine, OWN)
     if (picture := options.image or (IMAGE if usual else None)) is not None:
         draw(picture, lines, machine)
     return int(any(line.own.failure for line in lines))

@@ -24,9 +24,9 @@ from typing import Any, cast
 
 import zmq
 
-from dsv2.engine.engine import Engine, EngineStats, TokenOutput
+from benchmarks.peers.no_engine import NoEngine
+from dsv2.engine.engine import Engine
 from dsv2.engine.request import Request, SamplingParams
-from dsv2.engine.sampler import TokenLogprobs
 from dsv2.service.client import EngineClient
 from dsv2.service.heartbeat import Beats
 from dsv2.service.process import addresses
@@ -37,52 +37,9 @@ from dsv2.service.wire import Welcome
 VOCABULARY = 102_400
 
 
-class NoEngine:
-    """Gives every request a token per step, at no cost."""
-
-    def __init__(self, step_seconds: float) -> None:
-        self._step_seconds = step_seconds
-        self._requests: dict[str, tuple[Request, int]] = {}
-        self.spent = 0.0
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self._requests)
-
-    @property
-    def stats(self) -> EngineStats:
-        return EngineStats(len(self._requests), 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
-
-    def add(self, request: Request) -> None:
-        self._requests[request.id] = request, 0
-
-    def abort(self, name: str) -> None:
-        self._requests.pop(name, None)
-
-    def step(self) -> list[TokenOutput]:
-        time.sleep(self._step_seconds)
-        start = time.process_time()
-        outputs = []
-        for name, (request, number) in list(self._requests.items()):
-            wanted = request.params.logprobs
-            logprobs = None
-            if wanted is not None:
-                best = tuple((VOCABULARY - 1 - rank, -0.1 * rank) for rank in range(wanted))
-                logprobs = TokenLogprobs(-0.5, best)
-            reason = "length" if number + 1 == request.params.max_tokens else None
-            token = (number * 7919) % VOCABULARY
-            outputs.append(TokenOutput(name, token, logprobs, reason))
-            if reason is None:
-                self._requests[name] = request, number + 1
-            else:
-                del self._requests[name]
-        self.spent += time.process_time() - start
-        return outputs
-
-
 def serve(folder: str, step_seconds: float) -> None:
     """Be the engine process until standard input ends; write the CPU seconds spent."""
-    engine = NoEngine(step_seconds)
+    engine = NoEngine(step_seconds, VOCABULARY)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)

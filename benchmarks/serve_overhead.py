@@ -12,6 +12,8 @@ first-token   what the first token of a request to an idle server takes longer t
 cpu           CPU time of the API process, engine and client apart, over the tokens it streamed to
               64 clients in answers of 512 tokens: at most 60 us. What a request costs whatever
               its length, most of it for money and accounts, is in that and stands by itself too.
+cpu-fast      the same over an engine that computes nothing and gives each of the 64 clients 100
+              tokens/s, as a GPU does: events are coalesced there.
 throughput    tokens/s of 16 streams over those of the bare engine with the same 16 prompts at
               once: at least 0.9.
 many          1,000 streams at once: every one gets its whole answer or a plain 429 or 503, and
@@ -30,14 +32,16 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
 
 from benchmarks.peers.figures import Figure, append_csv, show
 from benchmarks.peers.machine import ROOT, look
+from benchmarks.peers.no_engine import STEP
 from benchmarks.peers.server import (
     MemoryWatch,
     Served,
@@ -53,6 +57,7 @@ from dsv2.service.load.run import Run, closed_loop, open_loop, run_fast
 
 CSV = ROOT / "benchmarks" / "results" / "serve_overhead.csv"
 REFUSALS = ("HTTP 429", "HTTP 503")
+FAST = "cpu-fast"
 FIRST_TOKENS = 8
 """Tokens of an answer whose first is timed: some tokens have no text of their own."""
 
@@ -240,7 +245,7 @@ def first_token(served: Served, bare: Bare, work: Work) -> list[Figure]:
     ]  # fmt: skip
 
 
-def cpu_per_token(served: Served, bare: Bare, work: Work) -> list[Figure]:
+def cpu_per_token(served: Served, bare: Bare, work: Work, engine: str = "") -> list[Figure]:
     """Of the API process, while it streams to many; a first round does not count."""
     prompts, found, chunks, each = work.prompts(2), [], [], []
 
@@ -258,7 +263,7 @@ def cpu_per_token(served: Served, bare: Bare, work: Work) -> list[Figure]:
         seconds, report = spent(1)
         each.append(1e3 * seconds / report.requests)
     note = f"{median(chunks[1:]):.2f} tokens per event"
-    streams = f"{work.cpu_streams} streams"
+    streams = f"{work.cpu_streams} streams{engine}"
     return [
         Figure(f"CPU of the API per token, {streams}", median(found[1:]), "us", 60.0, note=note),
         Figure(f"CPU of the API per request, {streams}", median(each[1:]), "ms"),
@@ -313,6 +318,7 @@ def many(served: Served, bare: Bare, work: Work) -> list[Figure]:
 FIGURES: dict[str, Callable[[Served, Bare, Work], list[Figure]]] = {
     "first-token": first_token,
     "cpu": cpu_per_token,
+    FAST: partial(cpu_per_token, engine=" of 100 tokens/s"),
     "throughput": throughput,
     "many": many,
 }
@@ -321,6 +327,27 @@ FIGURES: dict[str, Callable[[Served, Bare, Work], list[Figure]]] = {
 def measure(served: Served, bare: Bare, work: Work, only: Sequence[str]) -> list[Figure]:
     """The figures asked for, in order."""
     return [figure for name in only for figure in FIGURES[name](served, bare, work)]
+
+
+def served_by(
+    program: Sequence[str],
+    options: argparse.Namespace,
+    same: Mapping[str, Any],
+    work: Work,
+    bare: Bare,
+    only: Sequence[str],
+) -> list[Figure]:
+    """Figures of a server that a program runs."""
+    with tempfile.TemporaryDirectory(prefix="dsv2-serve-") as folder:
+        command: list[str | Path] = [
+            sys.executable, "-m", *program, "serve", f"bench={options.model}", "--port", "0",
+            "--data", folder, "--log-level", "warning",
+        ]  # fmt: skip
+        for name, value in same.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        with serving(command, "bench", options.start_seconds) as served:
+            wait_for(served, work, options.start_seconds)
+            return measure(served, bare, work, only)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -368,16 +395,12 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.apart and needs_bare:
         bare = Recorded(bare, work, only)
         gc.collect()
-    with tempfile.TemporaryDirectory(prefix="dsv2-serve-") as folder:
-        command: list[str | Path] = [
-            sys.executable, "-m", "dsv2", "serve", f"bench={options.model}", "--port", "0",
-            "--data", folder, "--log-level", "warning",
-        ]  # fmt: skip
-        for name, value in same.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
-        with serving(command, "bench", options.start_seconds) as served:
-            wait_for(served, work, options.start_seconds)
-            figures = measure(served, bare, work, only)
+    figures: list[Figure] = []
+    if real := [name for name in only if name != FAST]:
+        figures += served_by(["dsv2"], options, same, work, bare, real)
+    if FAST in only:
+        os.environ[STEP] = str(1 / 100)
+        figures += served_by(["benchmarks.peers.no_engine"], options, same, work, bare, [FAST])
     show(f"{options.model}: {machine.commit}, {machine.machine}, {machine.date}", figures)
     about = {"model": options.model, "dtype": options.dtype, "rounds": work.rounds}
     append_csv(options.csv, machine, about, figures)

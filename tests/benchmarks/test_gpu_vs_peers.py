@@ -170,6 +170,7 @@ def results(module: str, then: str, own: float, all_: float) -> tuple[str, dict[
     return ended, {one["row"]: one.get("failure", "") for one in found}
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_takes_nothing_else_with_it(child: str) -> None:
     ended, said = results(child, "go on", 60, 60)
     assert (ended, said) == (
@@ -216,6 +217,7 @@ def _config(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_our_decode_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "out.csv"
     words = ["--tiny", "--config", str(_config(tmp_path)), "--csv", str(target)]

@@ -39,7 +39,7 @@ from tests.service.fake_openai import (
     whole,
 )
 
-WORK = Work(rounds=2, prompt=5, new=6, cpu_streams=3, streams=4, many=20, few=2)
+WORK = Work(rounds=2, prompt=5, new=6, cpu_new=6, cpu_streams=3, streams=4, many=20, few=2)
 
 
 class FakeBare:
@@ -91,14 +91,17 @@ def test_the_first_tokens_delay() -> None:
 
 
 def test_cpu_over_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 9.0, 10.0, 10.009, 20.0, 20.018])
+    spent = [9.0, 8.0, 0.009, 0.006, 0.018, 0.012]
+    clock = iter([time for seconds in spent for time in (0.0, seconds)])
     monkeypatch.setattr(serve_overhead, "cpu_seconds", lambda pid: next(clock))
-    (found,), seen = figures(answer, "cpu")
+    (found, each), seen = figures(answer, "cpu")
     # 9 and 18 ms over 3 streams of 6 tokens; the first round does not count.
     assert (found.value, found.unit) == (pytest.approx(750), "us")
     assert found.note == "3.00 tokens per event"
-    assert len(seen) == 3 * 3
     assert found.name.endswith("3 streams")
+    # 6 and 12 ms for 3 streams of one.
+    assert (each.value, each.unit, each.limit) == (pytest.approx(3), "ms", None)
+    assert [one.body["max_tokens"] for one in seen] == ([6] * 3 + [1] * 3) * 3
 
 
 def test_throughput_beside_the_bare_engines() -> None:
@@ -287,3 +290,16 @@ def test_from_the_command_line_to_the_file(
     }
     with pytest.raises(ValueError, match="figure 'x' is unknown, allowed are first-token, cpu"):
         serve_overhead.main(["--only", "x"])
+
+
+@pytest.mark.slow
+def test_a_server_over_an_engine_that_computes_nothing(tmp_path: Path) -> None:
+    words = ["--rounds", "1", "--only", "cpu-fast", "--cpu-streams", "4", "--cpu-new", "20"]
+    assert serve_overhead.main([*words, "--csv", str(tmp_path / "found.csv")]) in (0, 1)
+    with (tmp_path / "found.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["figure"] for row in rows] == [
+        "CPU of the API per token, 4 streams of 100 tokens/s",
+        "CPU of the API per request, 4 streams of 100 tokens/s",
+    ]
+    assert all(float(row["value"]) > 0 for row in rows)

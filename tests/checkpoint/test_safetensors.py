@@ -79,6 +79,7 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
     assert "bad.safetensors" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_million_names_are_read_in_time(tmp_path: Path) -> None:
     header = {f"tensor.{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(200_000)}
     path = tmp_path / "many.safetensors"

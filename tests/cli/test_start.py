@@ -90,6 +90,7 @@ def finish(process: Program, code: int = 0) -> tuple[str, str]:
     return out, err
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_pull_and_convert_once(start: Start, home: Path) -> None:
     both = [start("run", REPOSITORY, "hello", *INT4) for _ in range(2)]
     found = [finish(one) for one in both]

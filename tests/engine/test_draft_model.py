@@ -155,7 +155,8 @@ def test_on_a_prefix_hit(
     nothing_is_left(llm)
 
 
-@pytest.mark.parametrize("name", [pytest.param("itself", marks=pytest.mark.slow), "near"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["itself", "near"])
 def test_preempted(folder: Path, drafts: dict[str, Path], name: str) -> None:
     short = [prompt[:12] for prompt in PROMPTS[1:4]]
     params = replace(GREEDY, max_tokens=150)

@@ -33,9 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FORMATS = [
-    "float32", "int4", "int4 with int8",
+    "float32", "int4 with int8",
     *(pytest.param(name, marks=pytest.mark.slow) for name in
-      ("bfloat16", "int8", "float32 with int6")),
+      ("bfloat16", "int8", "int4", "float32 with int6")),
     *(pytest.param(f"{name} on cuda", marks=pytest.mark.gpu) for name in ("float32", "bfloat16")),
 ]  # fmt: skip
 

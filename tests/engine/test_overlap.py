@@ -92,7 +92,9 @@ def mixed(dice: random.Random, name: str, *, exacting: bool) -> Request:
     return Request(name, tuple(prompt), params, priority=dice.choice([0, 0, 0, 1]))
 
 
-@pytest.mark.parametrize("case", range(6))
+@pytest.mark.parametrize(
+    "case", [0, 1, *(pytest.param(case, marks=pytest.mark.slow) for case in range(2, 6))]
+)
 def test_tokens_are_those_of_the_synchronous_engine(llm: LLM, case: int) -> None:
     dice = random.Random(case)
     if case % 2 and llm.engine._structures is None:

@@ -197,7 +197,7 @@ def test_arguments_out_of_bounds_are_refused() -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-@pytest.mark.parametrize("queries", [None, 64])
+@pytest.mark.parametrize("queries", [None, pytest.param(64, marks=pytest.mark.slow)])
 def test_packed_bytes_are_those_of_the_executor(
     tmp_path_factory: pytest.TempPathFactory, weights: str, queries: int | None,
     monkeypatch: pytest.MonkeyPatch,

@@ -76,7 +76,10 @@ def test_the_shipped_models_logprobs_are_the_engines() -> None:
     assert stats.expert_counts.sum(1).tolist() == [computed * 4] * 7
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    ["v2", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "v2")],
+)
 def test_they_are_so_after_a_step_too(name: str, tmp_path: Path) -> None:
     folder = save_tiny(tmp_path, **VARIANTS[name])
     model = load_model(folder, dtype="float32")

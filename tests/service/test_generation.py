@@ -15,7 +15,9 @@ from dsv2.service.serving import Canceller, EngineGoneError, Sink
 from dsv2.service.streams import outputs_of
 from dsv2.service.tool_stream import AnswerReader
 from dsv2.service.wire import Stats, Tokens
+from dsv2.tokenizer import special
 from tests.service.fakes import FakeTicket, pocket_tokenizer
+from tests.service.test_tool_stream import answer_ids
 
 TOKENIZER = pocket_tokenizer()
 TOKEN = TOKENIZER.encode("word")[0]
@@ -136,6 +138,35 @@ def test_tokens_before_an_error_come_first() -> None:
     run(work)
 
 
+def test_words_behind_a_call_stay_behind_it_however_much_comes_at_once() -> None:
+    begin, end = (TOKENIZER.special_ids[name] for name in special.CALLS[:2])
+    ids = answer_ids("Before.", ("add", '{"a": 1}')) + TOKENIZER.encode(" Behind.")
+    ids += [begin, end]
+
+    async def main(split: int) -> tuple[str, str, int]:
+        engine = ByHand()
+        reader = AnswerReader(TOKENIZER, PARAMS, tools=True)
+        choice = Choice(0, Request("r-0", (1,), PARAMS), reader)
+        generation = Generation(engine, [choice], FakeTicket("r"))
+        pieces: list[Piece] = []
+        for start in range(0, len(ids), split):
+            finish = "stop" if start + split >= len(ids) else None
+            engine.sinks["r-0"].put(Tokens("r-0", ids[start : start + split], None, finish))
+            pieces += await generation.next()
+        before = behind = ""
+        calls = 0
+        for piece in pieces:
+            before, behind = (
+                (before, behind + piece.text) if calls else (before + piece.text, behind)
+            )
+            calls += len(piece.calls)
+            behind += piece.late
+        return before, behind, calls
+
+    told = {asyncio.run(main(split))[:2] for split in (1, 3, 7, len(ids))}
+    assert told == {("Before.", " Behind.")}
+
+
 async def _seconds(waits: Awaitable[object]) -> float:
     begun = time.perf_counter()
     await waits
@@ -224,6 +255,7 @@ def test_a_stop_string_that_a_relay_gets_ends_the_answer() -> None:
         generation.relay = relayed.extend
         engine.sinks["r-0"].put(Tokens("r-0", TOKENIZER.encode("a")))
         await generation.next()
+        generation.hold(60)  # not where a stop string may come
         waiting = asyncio.ensure_future(generation.next())
         await asyncio.sleep(0)
         engine.sinks["r-0"].put(output(tokens=2))

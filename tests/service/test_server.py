@@ -285,6 +285,7 @@ def test_small_answers_do_not_wait_for_the_client_to_acknowledge(server: Running
     assert min(seconds() for _ in range(20)) < 0.03
 
 
+@pytest.mark.slow
 def test_what_cannot_be_served_is_said_in_one_line(server: Running, tmp_path: Path) -> None:
     port = server.address.rpartition(":")[2]
     for arguments, words in (

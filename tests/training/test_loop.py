@@ -38,7 +38,10 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("strategy", ["expert", "bias", "device"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["bias", *(pytest.param(name, marks=pytest.mark.slow) for name in ("expert", "device"))],
+)
 def test_twenty_and_twenty_steps_equal_forty_bit_for_bit(
     tmp_path: Path, data: Path, strategy: str
 ) -> None:

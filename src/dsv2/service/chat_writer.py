@@ -87,8 +87,8 @@ class ChatStreamWriter:
                 self._tokenizer, piece.tokens, piece.logprobs, self._top_logprobs
             )
             logprobs = ChatLogprobs(entries) if entries else None
-        if piece.text or logprobs is not None:
-            out.append(ChunkChoice(index, Delta(content=piece.text), logprobs))
+        if piece.words or logprobs is not None:
+            out.append(ChunkChoice(index, Delta(content=piece.words), logprobs))
         if piece.calls:
             out.append(ChunkChoice(index, Delta(tool_calls=piece.calls)))
         if piece.finish is not None:
@@ -129,7 +129,7 @@ class ChatWriter:
         """Keep what has come."""
         for piece in pieces:
             answer = self._answers.setdefault(piece.choice.index, _Answer())
-            answer.text.append(piece.text)
+            answer.text.append(piece.words)
             answer.calls += piece.calls
             if self._top_logprobs is not None:
                 answer.entries += chat_entries(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from dsv2.engine.request import Request
 from dsv2.service.answers import CallDelta, Usage, usage_of
 from dsv2.service.serving import Canceller, Engine, Ticket
-from dsv2.service.tool_stream import AnswerReader
+from dsv2.service.tool_stream import AnswerReader, Told
 from dsv2.service.wire import Logprobs, Tokens, join
 from dsv2.shapes import BLOCK_SIZE
 
@@ -33,7 +33,8 @@ class Piece:
         tokens: new ones, up to the one that completed a stop string.
         text: that may be shown.
         logprobs: one per token, where they were asked for.
-        calls: pieces of tool calls.
+        calls: pieces of tool calls, behind the text.
+        late: text behind the first of these calls.
         prompt_logprobs: with the first piece, where they were asked for.
         cached_tokens: of the prompt, with the first piece.
         finish: why the choice has ended, with its last piece.
@@ -45,9 +46,23 @@ class Piece:
     text: str = ""
     logprobs: list[Logprobs] = field(default_factory=list)
     calls: list[CallDelta] = field(default_factory=list)
+    late: str = ""
     prompt_logprobs: list[Logprobs | None] | None = None
     cached_tokens: int = 0
     finish: str | None = None
+
+    @property
+    def words(self) -> str:
+        """All text, wherever it stands."""
+        return self.text + self.late
+
+    def add(self, told: Told) -> None:
+        """What tokens have told, in its order."""
+        if self.calls:
+            self.late += told.text
+        else:
+            self.text += told.text
+        self.calls += told.calls
 
 
 class Choice:
@@ -130,6 +145,7 @@ class Generation:
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
         self._loop = asyncio.get_running_loop()
         self._held_until = 0.0
+        self._may_end = any(choice.reader.may_end for choice in self.choices)
         self._timer: asyncio.TimerHandle | None = None
         self._followers: dict[Choice, list[Choice]] = {}
         self.relay: Callable[[list[Piece]], None] | None = None
@@ -208,8 +224,12 @@ class Generation:
             self._waiter.set_result(None)
 
     def hold(self, seconds: float) -> None:
-        """Let :meth:`next` gather for so long, but for the first and the last of a choice."""
-        self._held_until = self._loop.time() + seconds
+        """Let :meth:`next` gather for so long, but for the first and the last of a choice.
+
+        Where what is read may end an answer, it is read at once: the engine would go on meanwhile.
+        """
+        if not self._may_end:
+            self._held_until = self._loop.time() + seconds
 
     def close(self) -> None:
         """Cancel what is under way."""
@@ -286,9 +306,7 @@ class Generation:
         for token in output.tokens:
             told = reader.push(token)
             piece.tokens.append(token)
-            piece.text += told.text
-            if told.calls:
-                piece.calls += told.calls
+            piece.add(told)
             if told.is_over:
                 is_over = True
                 break
@@ -312,7 +330,5 @@ class Generation:
         if is_over:
             choice.cancel()  # the engine goes no further
         else:
-            told = choice.reader.finish()
-            piece.text += told.text
-            piece.calls += told.calls
+            piece.add(choice.reader.finish())
         piece.finish = "tool_calls" if choice.reader.num_calls and reason == "stop" else reason

@@ -73,6 +73,7 @@ class MessagesStreamWriter:
             elif piece.text:
                 out.append(self._say(piece.text))
             out += [self._call(call) for call in piece.calls]
+            self._late.text.append(piece.late)
             if piece.finish is not None:
                 self._end.reason, self._end.stop = _stop(piece)
         return b"".join(out)
@@ -140,7 +141,7 @@ class MessagesWriter:
         """Keep what has come."""
         answer = self._answer
         for piece in pieces:
-            answer.text.append(piece.text)
+            answer.text.append(piece.words)
             answer.calls += piece.calls
             if piece.finish is not None:
                 answer.reason, answer.stop = _stop(piece)

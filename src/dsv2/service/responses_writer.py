@@ -52,6 +52,8 @@ class _Growing:
             yield from self._say(piece.text)
         for call in piece.calls:
             yield from self._call(call)
+        if piece.late:
+            self._late.append(piece.late)
         self._is_cut = piece.finish == "length"
 
     def end(self, usage: Usage) -> Iterator[_Event]:

@@ -78,7 +78,7 @@ class Supervisor:
         patience: before a process is given up.
         on_failed: called once, with the reason, when there will be no further process. The server
             then ends with an exit status that is not zero.
-        command: that runs the process.
+        command: that runs the process; by default :data:`COMMAND`.
 
     Attributes:
         state: ``starting`` until the first process serves, ``ready``, ``restarting`` from the loss
@@ -94,10 +94,10 @@ class Supervisor:
         *,
         patience: Patience | None = None,
         on_failed: Callable[[str], None] = lambda reason: None,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
     ) -> None:
         self._options, self._patience = options, patience or Patience()
-        self._on_failed, self._command = on_failed, tuple(command)
+        self._on_failed, self._command = on_failed, tuple(command or COMMAND)
         self.state: State = "stopped"
         self.restarts = 0
         self.progress: Report | None = None

@@ -40,6 +40,7 @@ class AnswerReader:
 
     Attributes:
         num_calls: calls that have begun.
+        may_end: whether the answer may end by what is read, before the engine ends it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class AnswerReader:
         self._reader = CallReader(tokenizer) if tools else None
         self._max_calls = max_calls
         self.num_calls = 0
+        self.may_end = bool(params.stop) or max_calls is not None
 
     @property
     def stop(self) -> str | None:

@@ -56,6 +56,9 @@ def attend_there(
     return torch.cat(outputs)
 
 
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # the interpreter takes 10 to 40 s
+
+
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize(
     ("deterministic", "sizes"),
@@ -107,7 +110,7 @@ def test_long_beginnings_are_attended_to_in_stretches(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize(
-    ("deterministic", "routing"), [(False, {}), (True, ROUTINGS[3]), (False, ROUTINGS[1])]
+    ("deterministic", "routing"), [(False, {}), (True, ROUTINGS[3]), SLOW(False, ROUTINGS[1])]
 )
 def test_feed_forward_equals_the_reference(
     weights: str, deterministic: bool, routing: dict[str, Any]
@@ -129,8 +132,9 @@ def test_feed_forward_equals_the_reference(
     close(ours.cpu() - x, theirs - x, TOLERANCE[weights])
 
 
-@pytest.mark.parametrize("routing", [*ROUTINGS, {"num_experts": 160, "num_experts_per_tok": 6,
-                         "num_groups": 8, "topk_group": 3, "group_score": "max"}])  # fmt: skip
+@pytest.mark.parametrize("routing", [*ROUTINGS[:3], *map(SLOW, ROUTINGS[3:]),
+                         SLOW({"num_experts": 160, "num_experts_per_tok": 6, "num_groups": 8,
+                               "topk_group": 3, "group_score": "max"})])  # fmt: skip
 def test_routing_equals_the_reference(routing: dict[str, Any]) -> None:
     numbers = Draw("float32", seed=5)
     layer = numbers.moe_layer(**routing)
@@ -180,7 +184,6 @@ def fetch_of(config: ModelConfig, weights: str) -> Fetch:
     return fetch
 
 
-SLOW = partial(pytest.param, marks=pytest.mark.slow)  # the interpreter takes 10 to 20 s
 NARROW = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 64,
           "kv_lora_rank": 64, "qk_nope_head_dim": 32, "v_head_dim": 32}  # fmt: skip
 
@@ -188,7 +191,7 @@ NARROW = {"hidden_size": 64, "intermediate_size": 128, "moe_intermediate_size": 
 @pytest.mark.parametrize(
     ("weights", "cache_format", "host_layers", "fields"),
     [
-        ("float32", "float32", 0, {}),
+        SLOW("float32", "float32", 0, {}),
         SLOW("int4", "int8", 0, NARROW | {"q_lora_rank": 64}),
         SLOW("int8", "fp8", 1, NARROW),
         SLOW("int4", "float32", 0, NARROW | {"intermediate_size": 96}),  # w_down stays plain
@@ -217,7 +220,8 @@ def test_whole_models_compute_what_the_reference_does(
 
 
 @pytest.mark.parametrize(
-    ("weights", "cache_format"), [("int4", "int8"), SLOW("int8", "int6"), SLOW("float32", "fp8")]
+    ("weights", "cache_format"),
+    [SLOW("int4", "int8"), SLOW("int8", "int6"), SLOW("float32", "fp8")],
 )
 def test_narrow_weights_and_caches(weights: str, cache_format: str) -> None:
     """Codes are the reference's; a latent on the edge between two may become either."""

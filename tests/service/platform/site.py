@@ -16,7 +16,7 @@ from dsv2.service.desk import install
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office
 from dsv2.service.routes.platform import platform_routers
-from dsv2.service.serving import Models, ServedModel
+from dsv2.service.serving import Admission, Models, ServedModel
 from dsv2.service.settings import ServeSettings
 from dsv2.service.site import make_app as make_public_app
 from dsv2.service.store import Store, keys, ledger, users
@@ -37,14 +37,15 @@ def make_app(office: Office, **options: Any) -> FastAPI:
     return app
 
 
-def make_whole_app(office: Office) -> FastAPI:
+def make_whole_app(office: Office, admission: Admission | None = None) -> FastAPI:
     """What ``dsv2 serve`` answers with, over an engine that follows a script."""
     tokenizer = pocket_tokenizer()
     engine = FakeEngine(words(tokenizer, "yes"))
     model = ServedModel("tiny", engine, tokenizer, chat_format("v2.5", tokenizer))
     models = Models([model])
     settings = ServeSettings(allowed_hosts=("*",))
-    return make_public_app(settings, office, models, Metrics(lambda: models.all), lambda: True)
+    metrics = Metrics(lambda: models.all)
+    return make_public_app(settings, office, models, metrics, lambda: True, admission)
 
 
 @dataclass(frozen=True)

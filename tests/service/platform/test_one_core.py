@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dsv2.service.office import Office
+from dsv2.service.serving import Caller, Ticket
 from dsv2.service.store import ledger
 from dsv2.service.store.verify import verify_books
 from tests.service.platform.site import Client, Person, Site, add_person, make_whole_app
@@ -89,3 +90,18 @@ def test_a_key_in_anthropics_header(site: Site, office: Office, person: Person) 
     client = site.client(headers={"x-api-key": person.secret})
     assert client.post(path, body).status_code == 200
     assert spent(office, person) > 0
+
+
+def test_an_admission_that_stands_before_the_offices_own(office: Office, person: Person) -> None:
+    """As that of traces does."""
+    asked: list[str] = []
+
+    class Before:
+        async def admit(self, caller: Caller, *, model: str, **given: Any) -> Ticket:
+            asked.append(model)
+            return await office.admission.admit(caller, model=model, **given)
+
+    site = Site(office, make_whole_app(office, Before()))
+    assert client_of(site, person).post(*ASKS[0]).status_code == 200
+    assert asked == ["tiny"]
+    site.close()

@@ -115,7 +115,10 @@ def test_the_caller_is_tenant_and_salt(site: Site) -> None:
     assert (made.tenant, made.salt, made.priority) == ("a1", "a1", 0)
 
 
-def test_a_stop_string_ends_the_answer_and_the_request(site: Site) -> None:
+def test_a_stop_string_ends_the_answer_and_the_request() -> None:
+    tokenizer = pocket_tokenizer()
+    script = words(tokenizer, "Hello, 世界!" + " and so on" * 100, cached=130)
+    site = make_site(script, tokenizer)
     for stream in (False, True):
         reply = ask(site.app, URL, {**HI, "stop": ["世"], "stream": stream})
         if stream:
