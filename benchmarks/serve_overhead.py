@@ -41,8 +41,8 @@ from typing import Any, Protocol
 
 from benchmarks.peers.figures import Figure, append_csv, show
 from benchmarks.peers.machine import ROOT, look
-from benchmarks.peers.no_engine import STEP
 from benchmarks.peers.server import (
+    STEP,
     MemoryWatch,
     Served,
     ServerFailedError,
@@ -330,17 +330,17 @@ def measure(served: Served, bare: Bare, work: Work, only: Sequence[str]) -> list
 
 
 def served_by(
-    program: Sequence[str],
+    module: str,
     options: argparse.Namespace,
     same: Mapping[str, Any],
     work: Work,
     bare: Bare,
     only: Sequence[str],
 ) -> list[Figure]:
-    """Figures of a server that a program runs."""
+    """Figures of a server that a module runs."""
     with tempfile.TemporaryDirectory(prefix="dsv2-serve-") as folder:
         command: list[str | Path] = [
-            sys.executable, "-m", *program, "serve", f"bench={options.model}", "--port", "0",
+            sys.executable, "-m", module, "serve", f"bench={options.model}", "--port", "0",
             "--data", folder, "--log-level", "warning",
         ]  # fmt: skip
         for name, value in same.items():
@@ -397,10 +397,10 @@ def main(words: Sequence[str] | None = None) -> int:
         gc.collect()
     figures: list[Figure] = []
     if real := [name for name in only if name != FAST]:
-        figures += served_by(["dsv2"], options, same, work, bare, real)
+        figures += served_by("dsv2", options, same, work, bare, real)
     if FAST in only:
         os.environ[STEP] = str(1 / 100)
-        figures += served_by(["benchmarks.peers.no_engine"], options, same, work, bare, [FAST])
+        figures += served_by("benchmarks.peers.no_engine", options, same, work, bare, [FAST])
     show(f"{options.model}: {machine.commit}, {machine.machine}, {machine.date}", figures)
     about = {"model": options.model, "dtype": options.dtype, "rounds": work.rounds}
     append_csv(options.csv, machine, about, figures)

@@ -14,12 +14,11 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+from benchmarks.peers.server import STEP
 from dsv2.engine.engine import EngineStats, TokenOutput
 from dsv2.engine.request import Limits, Request
 from dsv2.engine.sampler import TokenLogprobs
 
-STEP = "DSV2_BENCH_STEP"
-"""Environment variable: seconds of a step."""
 _ENGINE = "--engine-process"
 _VOCABULARY, _CONTEXT = 8192, 8192
 

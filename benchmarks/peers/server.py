@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 _ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+")
+STEP = "DSV2_BENCH_STEP"
+"""Environment variable: seconds of a step of :mod:`benchmarks.peers.no_engine`."""
 _PATIENCE = 40.0
 """Seconds for a server to end by itself."""
 

@@ -303,3 +303,9 @@ def test_a_server_over_an_engine_that_computes_nothing(tmp_path: Path) -> None:
         "CPU of the API per request, 4 streams of 100 tokens/s",
     ]
     assert all(float(row["value"]) > 0 for row in rows)
+
+
+def test_torch_is_not_there_before_its_threads_are_told_to_sleep() -> None:
+    """``OMP_WAIT_POLICY`` is read when torch is loaded, and decides who is faster."""
+    program = "import sys, benchmarks.serve_overhead; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from dsv2.tokenizer import Tokenizer
-from tests.service.fakes import pocket_tokenizer
+from tests.service.fakes import Site, pocket_tokenizer
+from tests.service.live import serving
 from tests.service.store import postgres
 
 
@@ -14,6 +15,13 @@ from tests.service.store import postgres
 def words_tokenizer() -> Tokenizer:
     """The pocket model's tokenizer, which has every control token."""
     return pocket_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def address(site: Site) -> Iterator[str]:
+    """Where the module's application is served over real sockets."""
+    with serving(site.app) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -46,7 +46,7 @@ class FakeEngine:
         self.open = 0
 
     def submit(self, request: Request, sink: Sink) -> Canceller:
-        return pump(self._outputs(request), sink)[0]
+        return pump(self._outputs(request), sink).cancel
 
     async def _outputs(self, request: Request) -> AsyncGenerator[Tokens, None]:
         self.requests.append(request)

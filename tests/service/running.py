@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ class Running:
         with self.client.stream("POST", "/v1/chat/completions", json=body) as answer:
             assert answer.status_code == 200, answer.read()
             yield events(answer)
+
+    def crowd(self) -> None:
+        """Ask many at a time, so that what is opened once and kept is open, as of the database."""
+        with ThreadPoolExecutor(12) as threads:
+            answers = threads.map(lambda _: self.chat(max_tokens=1), range(36))
+            assert all(answer.status_code == 200 for answer in answers)
 
     def canary(self) -> str:
         """An answer that must never change."""

@@ -21,7 +21,6 @@ from dsv2.engine.request import Request
 from dsv2.service.errors import ApiError
 from dsv2.service.wire import Logprobs, Tokens
 from tests.service.fakes import HEADERS, Site, Step, make_site, pocket_tokenizer
-from tests.service.live import serving
 from tests.service.test_tool_stream import answer_ids
 
 TOKENIZER = pocket_tokenizer()
@@ -64,12 +63,6 @@ def script(request: Request) -> Iterable[Step]:
 @pytest.fixture(scope="module")
 def site() -> Site:
     return make_site(script, TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def address(site: Site) -> Iterator[str]:
-    with serving(site.app) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

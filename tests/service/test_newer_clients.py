@@ -15,7 +15,6 @@ from dsv2.service.errors import ApiError
 from dsv2.service.serving import EngineGoneError
 from dsv2.service.wire import Tokens
 from tests.service.fakes import Site, Step, make_site, pocket_tokenizer
-from tests.service.live import serving
 from tests.service.test_clients import Person
 from tests.service.test_clients import script as greet
 
@@ -46,12 +45,6 @@ def script(request: Request) -> Iterable[Step]:
 @pytest.fixture(scope="module")
 def site() -> Site:
     return make_site(script, TOKENIZER)
-
-
-@pytest.fixture(scope="module")
-def address(site: Site) -> Iterator[str]:
-    with serving(site.app) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ LONG = {"max_tokens": 1500, "ignore_eos": True}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     names = ("--alias", "gpt-4=pocket", "--alias", "deepseek-chat=pocket")
     with running(tmp_path_factory.mktemp("server") / "data", *names) as one:
+        one.crowd()
         yield one
 
 
@@ -95,7 +96,11 @@ def test_clients_that_read_nothing_hold_nobody_up(server: Running) -> None:
     """Fault F26: what they do not read is joined, and the others are served."""
     before, (files, memory) = server.canary(), usage(server.process.pid)
     host, _, port = server.address.removeprefix("http://").rpartition(":")
-    body = json.dumps({"model": "pocket", "prompt": "x", "stream": True, "logprobs": 5} | LONG)
+    body = json.dumps(
+        {"model": "pocket", "prompt": "x", "stream": True, "logprobs": 5}
+        | LONG
+        | {"max_tokens": 800}
+    )
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
     stalled = []
     for _ in range(8):

@@ -42,6 +42,7 @@ def steps(*given: Step | str) -> Script:
 
 def endless(request: Request) -> Iterable[Step]:
     while True:
+        yield 0.001
         yield Tokens(request.id, [TOKEN])
 
 

@@ -23,7 +23,7 @@ from dsv2.service.answers import (
 from dsv2.service.errors import ApiError
 from dsv2.service.generation import Choice, Piece
 from dsv2.service.logprobs import chat_entries
-from dsv2.service.sse import DONE, event
+from dsv2.service.sse import DONE, WholeWriter, event
 from dsv2.service.tool_stream import whole_calls
 from dsv2.tokenizer import Tokenizer
 
@@ -116,10 +116,8 @@ class _Answer:
     finish: str = ""
 
 
-class ChatWriter:
+class ChatWriter(WholeWriter):
     """The whole answer at once; arguments as :class:`ChatStreamWriter`'s."""
-
-    is_stream = False
 
     def __init__(self, heading: Heading, tokenizer: Tokenizer, top_logprobs: int | None) -> None:
         self._heading, self._tokenizer, self._top_logprobs = heading, tokenizer, top_logprobs
@@ -137,14 +135,6 @@ class ChatWriter:
                 )
             answer.finish = piece.finish or ""
         return b""
-
-    def abandon(self, choices: Sequence[Choice]) -> bytes:
-        """Nothing: an answer that is sent whole is whole, or an error."""
-        return b""
-
-    def fail(self, error: ApiError) -> bytes:
-        """The error alone."""
-        return encode(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The answer."""

@@ -19,7 +19,7 @@ from dsv2.service.message_answers import (
     ToolUseContent,
     message_usage,
 )
-from dsv2.service.sse import named_event
+from dsv2.service.sse import WholeWriter, named_event
 from dsv2.service.tool_stream import whole_calls
 
 
@@ -128,10 +128,8 @@ class MessagesStreamWriter:
         return named_event("content_block_delta", {"index": self._index, "delta": delta})
 
 
-class MessagesWriter:
+class MessagesWriter(WholeWriter):
     """The whole message at once; arguments as :class:`MessagesStreamWriter`'s."""
-
-    is_stream = False
 
     def __init__(self, id_: str, model: str) -> None:
         self._id, self._model = id_, model
@@ -145,10 +143,6 @@ class MessagesWriter:
             answer.calls += piece.calls
             if piece.finish is not None:
                 answer.reason, answer.stop = _stop(piece)
-        return b""
-
-    def abandon(self, choices: Sequence[Choice]) -> bytes:
-        """Nothing: an answer that is sent whole is whole, or an error."""
         return b""
 
     def fail(self, error: ApiError) -> bytes:

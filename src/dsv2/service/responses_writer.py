@@ -21,7 +21,7 @@ from dsv2.service.response_answers import (
     Status,
     response_usage,
 )
-from dsv2.service.sse import named_event
+from dsv2.service.sse import WholeWriter, named_event
 
 _Event = tuple[str, dict[str, Any]]
 
@@ -174,10 +174,8 @@ class ResponsesStreamWriter:
         return named_event(name, {"sequence_number": number} | fields)
 
 
-class ResponsesWriter:
+class ResponsesWriter(WholeWriter):
     """The whole response at once; arguments as :class:`ResponsesStreamWriter`'s."""
-
-    is_stream = False
 
     def __init__(self, response: ModelResponse) -> None:
         self._growing = _Growing(response)
@@ -188,14 +186,6 @@ class ResponsesWriter:
             for _ in self._growing.take(piece):
                 pass
         return b""
-
-    def abandon(self, choices: Sequence[Choice]) -> bytes:
-        """Nothing: an answer that is sent whole is whole, or an error."""
-        return b""
-
-    def fail(self, error: ApiError) -> bytes:
-        """The error alone."""
-        return encode(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The response."""

@@ -39,7 +39,7 @@ class Sink(Protocol):
         ...
 
 
-Canceller = Callable[[], None]
+Canceller = Callable[[], object]
 """Ends a request that is under way."""
 
 

@@ -68,6 +68,20 @@ class Writer(Protocol):
         ...
 
 
+class WholeWriter:
+    """What writers of answers that are sent whole have in common."""
+
+    is_stream = False
+
+    def abandon(self, choices: Sequence[Choice]) -> bytes:
+        """Nothing: an answer that is sent whole is whole, or an error."""
+        return b""
+
+    def fail(self, error: ApiError) -> bytes:
+        """The error alone."""
+        return encode(error.body)
+
+
 class AnswerWatch(Protocol):
     """Is told of every answer of the engine."""
 

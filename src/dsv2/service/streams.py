@@ -9,7 +9,7 @@ from contextlib import aclosing
 from msgspec.structs import replace
 
 from dsv2.engine.request import Request
-from dsv2.service.serving import Canceller, Engine, EngineGoneError, Sink
+from dsv2.service.serving import Engine, EngineGoneError, Sink
 from dsv2.service.wire import Tokens, join
 
 
@@ -60,8 +60,8 @@ async def outputs_of(engine: Engine, request: Request) -> AsyncGenerator[Tokens,
         cancel()
 
 
-def pump(outputs: AsyncGenerator[Tokens, None], sink: Sink) -> tuple[Canceller, asyncio.Task[None]]:
-    """Hand what a generator yields to a sink, in a task; what cancels it, and the task."""
+def pump(outputs: AsyncGenerator[Tokens, None], sink: Sink) -> asyncio.Task[None]:
+    """Hand what a generator yields to a sink, in a task, which may be cancelled."""
 
     async def run() -> None:
         has_ended = False
@@ -75,9 +75,4 @@ def pump(outputs: AsyncGenerator[Tokens, None], sink: Sink) -> tuple[Canceller, 
         except Exception as error:  # for the one who reads the sink
             sink.fail(error)
 
-    task = asyncio.create_task(run())
-
-    def cancel() -> None:
-        task.cancel()
-
-    return cancel, task
+    return asyncio.create_task(run())

@@ -12,7 +12,7 @@ from dsv2.service.chat_writer import Heading
 from dsv2.service.errors import ApiError
 from dsv2.service.generation import Choice, Piece
 from dsv2.service.logprobs import TextLogprobsBuilder, joined
-from dsv2.service.sse import DONE, event
+from dsv2.service.sse import DONE, WholeWriter, event
 from dsv2.tokenizer import Tokenizer
 
 
@@ -122,10 +122,8 @@ class _Answer:
         return self.total / max(self.tokens, 1)
 
 
-class TextWriter:
+class TextWriter(WholeWriter):
     """The whole answer at once; arguments as :class:`TextStreamWriter`'s."""
-
-    is_stream = False
 
     def __init__(self, heading: Heading, form: TextForm) -> None:
         self._heading, self._form = heading, form
@@ -146,14 +144,6 @@ class TextWriter:
             answer.tokens += len(piece.tokens)
             answer.finish = piece.finish
         return b""
-
-    def abandon(self, choices: Sequence[Choice]) -> bytes:
-        """Nothing: an answer that is sent whole is whole, or an error."""
-        return b""
-
-    def fail(self, error: ApiError) -> bytes:
-        """The error alone."""
-        return encode(error.body)
 
     def close(self, usage: Usage) -> bytes:
         """The answer."""

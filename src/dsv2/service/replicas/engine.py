@@ -132,10 +132,10 @@ class RayEngine:
 
     def submit(self, request: Request, sink: Sink) -> Canceller:
         """As :meth:`dsv2.service.serving.Engine.submit`."""
-        cancel, task = pump(self._outputs(request), sink)
+        task = pump(self._outputs(request), sink)
         self._pumps.add(task)
         task.add_done_callback(self._pumps.discard)
-        return cancel
+        return task.cancel
 
     async def _outputs(self, request: Request) -> AsyncGenerator[Tokens, None]:
         frame = _frame(request)
