@@ -13,6 +13,7 @@ export default ts.config(
     rules: {
       '@typescript-eslint/no-non-null-assertion': 'off',
       eqeqeq: 'error',
+      '@typescript-eslint/no-unused-vars': ['error', { ignoreRestSiblings: true }],
       // Text becomes nodes through the Markdown component alone; nothing else takes HTML.
       'no-restricted-properties': [
         'error',
@@ -30,6 +31,8 @@ export default ts.config(
       'svelte/no-inline-styles': ['error', { allowTransitions: true }],
       // The router is this project's own; its links are plain anchors.
       'svelte/no-navigation-without-resolve': 'off',
+      // Maps that nothing is drawn from need not be reactive.
+      'svelte/prefer-svelte-reactivity': 'off',
     },
   },
 );

@@ -13,7 +13,10 @@ function onlyWoff2(): Plugin {
     enforce: 'pre',
     transform(code, id) {
       if (!/katex.*\.css/.test(id)) return null;
-      return code.replace(/,\s*url\([^)]*\.(?:woff|ttf)\)\s*format\(["'](?:woff|truetype)["']\)/g, '');
+      return code.replace(
+        /,\s*url\([^)]*\.(?:woff|ttf)\)\s*format\(["'](?:woff|truetype)["']\)/g,
+        '',
+      );
     },
   };
 }

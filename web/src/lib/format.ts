@@ -38,7 +38,9 @@ export function short(n: number, locale: string): string {
 
 export function percent(part: number, whole: number, locale: string): string {
   const value = whole > 0 ? part / whole : 0;
-  return new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: 0 }).format(value);
+  return new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: 0 }).format(
+    value,
+  );
 }
 
 export function seconds(value: number, locale: string): string {

@@ -3,14 +3,7 @@
 import type { Key } from './i18n/i18n.svelte';
 
 export type Action =
-  | 'new'
-  | 'search'
-  | 'sidebar'
-  | 'settings'
-  | 'compose'
-  | 'copy'
-  | 'regenerate'
-  | 'help';
+  'new' | 'search' | 'sidebar' | 'settings' | 'compose' | 'copy' | 'regenerate' | 'help';
 
 export interface Shortcut {
   action: Action;

@@ -36,7 +36,12 @@ export function conversationMenu(
       href: exportAddress(id, 'markdown'),
       download: true,
     },
-    { label: t('list.exportJson'), icon: 'download', href: exportAddress(id, 'json'), download: true },
+    {
+      label: t('list.exportJson'),
+      icon: 'download',
+      href: exportAddress(id, 'json'),
+      download: true,
+    },
     {
       label: t('list.delete'),
       icon: 'trash',

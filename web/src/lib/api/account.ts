@@ -64,7 +64,8 @@ export interface UsageQuery {
 }
 
 export const getUsage = async (query: UsageQuery) =>
-  (await request<{ usage: DailyUsage[] }>('GET', `${ACCOUNT}/usage`, { query: { ...query } })).usage;
+  (await request<{ usage: DailyUsage[] }>('GET', `${ACCOUNT}/usage`, { query: { ...query } }))
+    .usage;
 
 export const usageCsvAddress = (query: UsageQuery) => address(`${ACCOUNT}/usage.csv`, { ...query });
 

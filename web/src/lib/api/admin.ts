@@ -93,7 +93,8 @@ export const listAudit = (before?: number | null, limit = 50) =>
 export const getAllUsage = async (query: UsageQuery) =>
   (await request<{ usage: DailyUsage[] }>('GET', `${ADMIN}/usage`, { query: { ...query } })).usage;
 
-export const allUsageCsvAddress = (query: UsageQuery) => address(`${ADMIN}/usage.csv`, { ...query });
+export const allUsageCsvAddress = (query: UsageQuery) =>
+  address(`${ADMIN}/usage.csv`, { ...query });
 
 export const verifyBooks = () =>
   request<{ sound: boolean; problems: string[] }>('POST', `${ADMIN}/verify`);

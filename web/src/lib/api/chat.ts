@@ -62,8 +62,7 @@ export const deleteConversation = (id: string) => request<undefined>('DELETE', c
 export const postMessage = (
   id: string,
   body: { parent_id: string | null; content: string; attachments?: Attachment[] },
-) =>
-  request<{ user: Message; answer: Message }>('POST', `${conversation(id)}/messages`, { body });
+) => request<{ user: Message; answer: Message }>('POST', `${conversation(id)}/messages`, { body });
 
 const act = (verb: string) => async (id: string) =>
   (await request<{ answer: Message }>('POST', `${message(id)}/${verb}`)).answer;
@@ -106,7 +105,11 @@ export async function fill(
   onText: (text: string) => void,
   signal: AbortSignal,
 ): Promise<Filled> {
-  const response = await send('POST', `${CHAT}/fill`, { body, accept: 'text/event-stream', signal });
+  const response = await send('POST', `${CHAT}/fill`, {
+    body,
+    accept: 'text/event-stream',
+    signal,
+  });
   for await (const event of readEvents(response)) {
     const data = JSON.parse(event.data) as { text?: string } & Partial<Filled>;
     if (event.name === 'done') return { usage: data.usage ?? null, finish: data.finish ?? null };

@@ -57,7 +57,7 @@ export async function follow(
   signal: AbortSignal,
   timing: Timing = { backoff, sleep: sleepUntilBack },
 ): Promise<void> {
-  for (let attempt = 0; !signal.aborted; ) {
+  for (let attempt = 0; !signal.aborted;) {
     const before = follower.length();
     try {
       const response = await send('GET', `/api/chat/messages/${encodeURIComponent(id)}/events`, {

@@ -104,21 +104,18 @@ export class OpenConversation {
 
   async #post(draft: Draft): Promise<void> {
     this.pending = draft;
-    await this.#try(
-      async () => {
-        const { parent: parent_id, content, attachments } = draft;
-        const { user, answer } = await api.postMessage(this.id, {
-          parent_id,
-          content,
-          ...(attachments.length > 0 ? { attachments } : {}),
-        });
-        this.messages = [...this.messages, new ShownMessage(user)];
-        this.#add(answer);
-        if (!this.title) void this.refresh().catch(() => undefined);
-        this.onChange();
-      },
-      draft,
-    );
+    await this.#try(async () => {
+      const { parent: parent_id, content, attachments } = draft;
+      const { user, answer } = await api.postMessage(this.id, {
+        parent_id,
+        content,
+        ...(attachments.length > 0 ? { attachments } : {}),
+      });
+      this.messages = [...this.messages, new ShownMessage(user)];
+      this.#add(answer);
+      if (!this.title) void this.refresh().catch(() => undefined);
+      this.onChange();
+    }, draft);
     this.pending = null;
   }
 

@@ -1,14 +1,7 @@
 /** A message that is shown, and the stream that its text may still come from. */
 
 import { follow, type FollowState } from '$lib/api/follow';
-import type {
-  Attachment,
-  Failure,
-  Message,
-  Status,
-  Token,
-  TokenUsage,
-} from '$lib/api/types';
+import type { Attachment, Failure, Message, Status, Token, TokenUsage } from '$lib/api/types';
 import { countCodePoints } from './codePoints';
 import { FrameBuffer } from './frames';
 

@@ -24,17 +24,52 @@ export interface NumberField {
 }
 
 export const MAIN_FIELDS: NumberField[] = [
-  { name: 'temperature', label: 'param.temperature', hint: 'param.temperature.hint', min: 0, max: 2, step: 0.05 },
+  {
+    name: 'temperature',
+    label: 'param.temperature',
+    hint: 'param.temperature.hint',
+    min: 0,
+    max: 2,
+    step: 0.05,
+  },
   { name: 'top_p', label: 'param.top_p', hint: 'param.top_p.hint', min: 0, max: 1, step: 0.01 },
-  { name: 'max_tokens', label: 'param.max_tokens', hint: 'param.max_tokens.hint', min: 1, max: 8192, step: 1 },
+  {
+    name: 'max_tokens',
+    label: 'param.max_tokens',
+    hint: 'param.max_tokens.hint',
+    min: 1,
+    max: 8192,
+    step: 1,
+  },
 ];
 
 export const MORE_FIELDS: NumberField[] = [
   { name: 'top_k', label: 'param.top_k', hint: 'param.top_k.hint', min: 0, max: 1000, step: 1 },
   { name: 'min_p', label: 'param.min_p', hint: 'param.min_p.hint', min: 0, max: 1, step: 0.01 },
-  { name: 'repetition_penalty', label: 'param.repetition_penalty', hint: 'param.repetition_penalty.hint', min: 0.1, max: 2, step: 0.05 },
-  { name: 'presence_penalty', label: 'param.presence_penalty', hint: 'param.presence_penalty.hint', min: -2, max: 2, step: 0.1 },
-  { name: 'frequency_penalty', label: 'param.frequency_penalty', hint: 'param.frequency_penalty.hint', min: -2, max: 2, step: 0.1 },
+  {
+    name: 'repetition_penalty',
+    label: 'param.repetition_penalty',
+    hint: 'param.repetition_penalty.hint',
+    min: 0.1,
+    max: 2,
+    step: 0.05,
+  },
+  {
+    name: 'presence_penalty',
+    label: 'param.presence_penalty',
+    hint: 'param.presence_penalty.hint',
+    min: -2,
+    max: 2,
+    step: 0.1,
+  },
+  {
+    name: 'frequency_penalty',
+    label: 'param.frequency_penalty',
+    hint: 'param.frequency_penalty.hint',
+    min: -2,
+    max: 2,
+    step: 0.1,
+  },
   { name: 'seed', label: 'param.seed', hint: 'param.seed.hint', min: 0, max: 2 ** 31 - 1, step: 1 },
 ];
 

@@ -11,7 +11,7 @@ export function pathTo<T extends Node>(messages: readonly T[], leaf: string | nu
   const byId = new Map(messages.map((message) => [message.id, message]));
   const path: T[] = [];
   // Each is taken out as it is passed: a loop in bad data must not hang the page.
-  for (let at = leaf === null ? undefined : byId.get(leaf); at; ) {
+  for (let at = leaf === null ? undefined : byId.get(leaf); at;) {
     path.push(at);
     byId.delete(at.id);
     at = at.parent_id === null ? undefined : byId.get(at.parent_id);

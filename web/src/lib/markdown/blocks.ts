@@ -51,7 +51,7 @@ export class BlockStream {
   #cut(): void {
     const tokens = lex(this.#tail, this.#isStreaming).filter((token) => token.raw !== '');
     let settles = tokens.length;
-    for (let open = 0; settles > 0 && open < OPEN_BLOCKS; ) {
+    for (let open = 0; settles > 0 && open < OPEN_BLOCKS;) {
       if (tokens[--settles]!.type !== 'space') open++;
     }
     const settled = tokens.slice(0, settles);
@@ -74,9 +74,7 @@ export class BlockStream {
 }
 
 function isSame(a: Block, b: Block): boolean {
-  return (
-    a.kind === b.kind && (a.kind === 'prose' || a.isClosed === (b as typeof a).isClosed)
-  );
+  return a.kind === b.kind && (a.kind === 'prose' || a.isClosed === (b as typeof a).isClosed);
 }
 
 function toBlock(token: Token): Block {

@@ -1,6 +1,11 @@
 /** Markdown as models write it: GitHub's, with TeX between dollars or backslashed brackets. */
 
-import { Marked, type MarkedExtension, type Token, type TokenizerAndRendererExtension } from 'marked';
+import {
+  Marked,
+  type MarkedExtension,
+  type Token,
+  type TokenizerAndRendererExtension,
+} from 'marked';
 
 export interface MathToken {
   type: 'blockMath' | 'inlineMath';
@@ -108,8 +113,7 @@ const rendering: MarkedExtension = {
     },
     checkbox: ({ checked }) => `<span data-check="${checked ? 'yes' : 'no'}"></span> `,
     // Nothing is fetched because a model wrote it: an address in an image can carry a secret away.
-    image: ({ href, text }) =>
-      `<span data-image="${escapeHtml(href)}">${escapeHtml(text)}</span>`,
+    image: ({ href, text }) => `<span data-image="${escapeHtml(href)}">${escapeHtml(text)}</span>`,
   },
 };
 

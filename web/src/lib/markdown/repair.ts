@@ -15,13 +15,20 @@ function repairTable(raw: string): string | null {
   const lines = raw.trimEnd().split('\n');
   const [head = '', rule, ...rows] = lines;
   if (!/^\s{0,3}\|.*\S/.test(head)) return null;
-  const cells = head.trim().replace(/^\||\|$/g, '').split(/(?<!\\)\|/).length;
+  const cells = head
+    .trim()
+    .replace(/^\||\|$/g, '')
+    .split(/(?<!\\)\|/).length;
   const whole = `|${' --- |'.repeat(cells)}`;
   if (rule === undefined) return `${head}\n${whole}`;
   if (rows.length > 0) return null;
   // A rule that is not whole yet would make a paragraph of it all.
   const isRule = /^[\s|:-]+$/.test(rule);
-  const isWhole = rule.trim().replace(/^\||\|$/g, '').split('|').length === cells && /-/.test(rule);
+  const isWhole =
+    rule
+      .trim()
+      .replace(/^\||\|$/g, '')
+      .split('|').length === cells && /-/.test(rule);
   return isRule && !isWhole ? `${head}\n${whole}` : null;
 }
 
@@ -69,7 +76,7 @@ function dropOpenLink(text: string): string {
 /** Emphasis and code that are open at the end. */
 function scan(text: string): { code: Open | null; open: Open[] } {
   const open: Open[] = [];
-  for (let i = 0; i < text.length; ) {
+  for (let i = 0; i < text.length;) {
     const char = text[i]!;
     if (char === '\\') {
       i += 2;

@@ -9,7 +9,16 @@ const TAGS = [
   ...['ul', 'ol', 'li', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'a', 'code', 'em', 'strong'],
   ...['del', 'sub', 'sup', 'kbd', 'mark', 'b', 'i', 'u', 's', 'details', 'summary'],
 ];
-const ATTRIBUTES = ['href', 'title', 'align', 'start', 'data-tex', 'data-code', 'data-check', 'data-image'];
+const ATTRIBUTES = [
+  'href',
+  'title',
+  'align',
+  'start',
+  'data-tex',
+  'data-code',
+  'data-check',
+  'data-image',
+];
 
 /** Where a link may lead. */
 export function isSafeLink(address: string): boolean {

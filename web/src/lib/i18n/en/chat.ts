@@ -152,7 +152,8 @@ export const chat = {
   'param.logprobs.hint': 'Lets you colour answers by how sure the model was.',
 
   'fill.title': 'Code completion',
-  'fill.lead': 'Put the cursor where something is missing. The model reads what is before and after it.',
+  'fill.lead':
+    'Put the cursor where something is missing. The model reads what is before and after it.',
   'fill.editor': 'Code',
   'fill.run': 'Fill in',
   'fill.stop': 'Stop',
