@@ -2,11 +2,11 @@
 
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import type { Connect, Plugin } from 'vite';
-import { accountRoutes } from './mock/account';
-import { adminRoutes } from './mock/admin';
-import { chatRoutes } from './mock/chat';
-import { Fault, type Exchange, type Routes } from './mock/exchange';
-import { World } from './mock/world';
+import { accountRoutes } from './mock/account.ts';
+import { adminRoutes } from './mock/admin.ts';
+import { chatRoutes } from './mock/chat.ts';
+import { Fault, type Exchange, type Routes } from './mock/exchange.ts';
+import { World } from './mock/world.ts';
 
 /** As the real server sends it. */
 const POLICY =

@@ -1,6 +1,6 @@
-import type { KeyLimits } from '../../src/lib/api/types';
-import { Fault, sendFile, type Exchange, type Routes } from './exchange';
-import type { World } from './world';
+import type { KeyLimits } from '../../src/lib/api/types.ts';
+import { Fault, sendFile, type Exchange, type Routes } from './exchange.ts';
+import type { World } from './world.ts';
 
 interface Credentials {
   email: string;

@@ -1,6 +1,6 @@
-import type { Code, Price, Role, User } from '../../src/lib/api/types';
-import { Fault, sendFile, type Exchange, type Routes } from './exchange';
-import { MODELS, type World } from './world';
+import type { Code, Price, Role, User } from '../../src/lib/api/types.ts';
+import { Fault, sendFile, type Exchange, type Routes } from './exchange.ts';
+import { MODELS, type World } from './world.ts';
 
 export function adminRoutes(world: World): Routes {
   const start = Date.now();

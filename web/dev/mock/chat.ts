@@ -1,4 +1,4 @@
-import type { Conversation, Message, Params } from '../../src/lib/api/types';
+import type { Conversation, Message, Params } from '../../src/lib/api/types.ts';
 import {
   Fault,
   openEvents,
@@ -7,9 +7,9 @@ import {
   sleep,
   type Exchange,
   type Routes,
-} from './exchange';
-import { MATH, SHORT, SHOWCASE } from './texts';
-import { MODELS, tokensOf, usageOf, type World } from './world';
+} from './exchange.ts';
+import { MATH, SHORT, SHOWCASE } from './texts.ts';
+import { MODELS, tokensOf, usageOf, type World } from './world.ts';
 
 /** Milliseconds for a piece of an answer; MOCK_PACE=4 makes a fast model. */
 const PACE = Number(process.env['MOCK_PACE'] ?? 25);

@@ -15,8 +15,8 @@ import type {
   Token,
   Transfer,
   User,
-} from '../../src/lib/api/types';
-import { HOSTILE, MATH, SHORT, SHOWCASE } from './texts';
+} from '../../src/lib/api/types.ts';
+import { HOSTILE, MATH, SHORT, SHOWCASE } from './texts.ts';
 
 const DAY = 86_400_000;
 

@@ -51,7 +51,8 @@ function blockMath(isStreaming: boolean): TokenizerAndRendererExtension {
       const open = isStreaming ? OPEN_BLOCK_MATH.exec(source) : null;
       // What follows the dollars on their line must not be the end of something in the line.
       if (!open || /\$\$|\\\]/.test(open[1]!)) return undefined;
-      const tex = open[1]!.trim();
+      // The first half of its end says nothing yet.
+      const tex = open[1]!.replace(/\s*[$\\]$/, '').trim();
       return { type: 'blockMath', raw: open[0], tex, isDisplay: true, isClosed: false };
     },
     renderer: (token) => mathHost(token as unknown as MathToken),

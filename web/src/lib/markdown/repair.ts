@@ -2,12 +2,24 @@
 
 /** The block's Markdown with what is open closed, and with markers that say nothing yet left out. */
 export function repair(raw: string): string {
+  if (isInFence(raw)) return raw;
   const table = repairTable(raw);
   if (table !== null) return table;
   let text = raw.replace(/[ \t\n]+$/, '');
   text = dropLoneMarker(text);
   const at = text.lastIndexOf('\n\n') + 1;
   return text.slice(0, at) + repairInline(text.slice(at));
+}
+
+/** Whether the end is code, as in a list's item: then marks are no marks. */
+function isInFence(raw: string): boolean {
+  let fence = '';
+  for (const line of raw.split('\n')) {
+    const run = /^[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+)*(`{3,}|~{3,})/.exec(line)?.[1];
+    if (run && !fence) fence = run;
+    else if (run?.startsWith(fence)) fence = '';
+  }
+  return fence !== '';
 }
 
 /** A table is one from its first row on. */
@@ -119,13 +131,13 @@ function mark(text: string, run: string, end: number, open: Open[]): void {
 
 function closeAll(text: string, open: Open[]): string {
   let whole = text;
-  for (const { marker, at } of open.toReversed()) {
+  for (const [i, { marker, at }] of open.toReversed().entries()) {
     if (whole.slice(at).trim() === '') {
       whole = whole.slice(0, Math.max(0, at - marker.length));
       continue;
     }
     // Half of the closing marker may be here already.
-    if (marker.length === 2 && whole.endsWith(marker[0]!) && !whole.endsWith(marker)) {
+    if (i === 0 && marker.length === 2 && whole.endsWith(marker[0]!) && !whole.endsWith(marker)) {
       whole = whole.slice(0, -1);
     }
     whole = whole.trimEnd() + marker;

@@ -32,13 +32,15 @@ export function isSafeLink(address: string): boolean {
 
 /** Nodes of the allowed kinds, with nothing that runs, fetches or leads anywhere but to the web. */
 export function sanitize(html: string): DocumentFragment {
-  const fragment = purify.sanitize(html, {
+  // Where nothing is left, there is no fragment either, whatever its type says.
+  const sanitized: DocumentFragment | null = purify.sanitize(html, {
     ALLOWED_TAGS: TAGS,
     ALLOWED_ATTR: ATTRIBUTES,
     ALLOW_DATA_ATTR: false,
     ALLOW_ARIA_ATTR: false,
     RETURN_DOM_FRAGMENT: true,
   });
+  const fragment = sanitized ?? new DocumentFragment();
   for (const link of fragment.querySelectorAll('a')) {
     const address = link.getAttribute('href') ?? '';
     if (!isSafeLink(address)) {
