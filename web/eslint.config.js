@@ -35,4 +35,9 @@ export default ts.config(
       'svelte/prefer-svelte-reactivity': 'off',
     },
   },
+  {
+    // Tests look at what was drawn.
+    files: ['tests/**'],
+    rules: { 'no-restricted-properties': 'off' },
+  },
 );

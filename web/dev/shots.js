@@ -1,15 +1,10 @@
 /** Pictures of every page, in light, dark and on a phone: `npm run shots -- FOLDER [NAME...]`. */
 
-import { chromium, type Browser, type Page } from 'playwright-core';
+import { chromium } from 'playwright-core';
 import { preview } from 'vite';
 
-interface Shot {
-  name: string;
-  path: string;
-  act?: (page: Page) => Promise<unknown>;
-}
-
-const SHOTS: Shot[] = [
+/** @type {{name: string, path: string, act?: (page: import('playwright-core').Page) => Promise<unknown>}[]} */
+const SHOTS = [
   { name: 'new', path: '/' },
   { name: 'chat', path: '/c/chat_merge' },
   {
@@ -82,9 +77,9 @@ const LOOKS = [
   { name: 'light', width: 1280, height: 820, colorScheme: 'light' },
   { name: 'dark', width: 1280, height: 820, colorScheme: 'dark' },
   { name: 'mobile', width: 360, height: 740, colorScheme: 'light' },
-] as const;
+];
 
-async function shoot(browser: Browser, origin: string, folder: string, names: string[]) {
+async function shoot(browser, origin, folder, names) {
   for (const look of LOOKS) {
     const context = await browser.newContext({
       viewport: { width: look.width, height: look.height },
@@ -103,9 +98,7 @@ async function shoot(browser: Browser, origin: string, folder: string, names: st
       if (!isWanted) continue;
       await page.goto(origin + path, { waitUntil: 'networkidle' });
       await page.waitForTimeout(300);
-      await act?.(page).catch((error: unknown) =>
-        console.log(name, look.name, String(error).slice(0, 300)),
-      );
+      await act?.(page).catch((error) => console.log(name, look.name, String(error).slice(0, 300)));
       await page.waitForTimeout(300);
       const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
       if (overflow > 0) console.log(`${name} ${look.name}: ${overflow}px too wide`);
