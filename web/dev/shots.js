@@ -36,12 +36,12 @@ const SHOTS = [
     path: '/',
     act: (page) =>
       page
-        .locator('h1')
+        .locator('.welcome h1')
         .click()
         .then(() =>
           page.keyboard
             .press('Control+k')
-            .then(() => page.locator('h1').click())
+            .then(() => page.locator('.welcome h1').click())
             .then(() => page.keyboard.press('?')),
         ),
   },

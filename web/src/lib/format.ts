@@ -57,8 +57,16 @@ export function rate(tokens: number, time: number): number | null {
   return tokens > 1 && time > 0 ? (tokens - 1) / time : null;
 }
 
-export function dateTime(time: number, locale: string): string {
-  return new Intl.DateTimeFormat(locale, { dateStyle: 'medium', timeStyle: 'short' }).format(time);
+/** The year only where it is another one. */
+export function dateTime(time: number, locale: string, now = Date.now()): string {
+  const isThisYear = new Date(time).getFullYear() === new Date(now).getFullYear();
+  return new Intl.DateTimeFormat(locale, {
+    year: isThisYear ? undefined : 'numeric',
+    month: 'short',
+    day: 'numeric',
+    hour: '2-digit',
+    minute: '2-digit',
+  }).format(time);
 }
 
 export function date(time: number, locale: string): string {
