@@ -1,5 +1,7 @@
 /** Pictures of every page, in light, dark and on a phone: `npm run shots -- FOLDER [NAME...]`. */
 
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
 import { chromium } from 'playwright-core';
 import { preview } from 'vite';
 
@@ -34,16 +36,10 @@ const SHOTS = [
   {
     name: 'help',
     path: '/',
-    act: (page) =>
-      page
-        .locator('.welcome h1')
-        .click()
-        .then(() =>
-          page.keyboard
-            .press('Control+k')
-            .then(() => page.locator('.welcome h1').click())
-            .then(() => page.keyboard.press('?')),
-        ),
+    act: async (page) => {
+      await page.evaluate(() => document.activeElement?.blur());
+      await page.keyboard.press('?');
+    },
   },
   {
     name: 'fill',
@@ -102,10 +98,32 @@ async function shoot(browser, origin, folder, names) {
       await page.waitForTimeout(300);
       const overflow = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
       if (overflow > 0) console.log(`${name} ${look.name}: ${overflow}px too wide`);
+      for (const problem of await judge(page)) console.log(`${name} ${look.name}: ${problem}`);
       await page.screenshot({ path: `${folder}/${name}-${look.name}.png` });
     }
     await context.close();
   }
+}
+
+const axe = createRequire(import.meta.url).resolve('axe-core');
+
+/** What of WCAG 2.2 AA a page breaks. */
+async function judge(page) {
+  // By the debugger's way, which the page's policy does not stop.
+  const source = await readFile(axe, 'utf8');
+  await page.evaluate(source);
+  const { violations } = await page.evaluate(() =>
+    globalThis.axe.run({
+      runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice'],
+    }),
+  );
+  return violations.map(
+    ({ id, nodes }) =>
+      `${id}: ${nodes
+        .map((node) => node.target.join(' '))
+        .slice(0, 3)
+        .join(' | ')}`,
+  );
 }
 
 const [folder = 'shots', ...names] = process.argv.slice(2);

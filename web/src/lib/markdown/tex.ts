@@ -25,6 +25,7 @@ export async function renderTex(tex: string, isDisplay: boolean, node: HTMLEleme
       displayMode: isDisplay,
       throwOnError: true,
       trust: false,
+      errorColor: 'var(--danger)',
       strict: 'ignore',
       maxExpand: 500,
       maxSize: 20,
