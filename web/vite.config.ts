@@ -2,9 +2,12 @@ import { svelte } from '@sveltejs/vite-plugin-svelte';
 import { fileURLToPath } from 'node:url';
 import type { Plugin } from 'vite';
 import { defineConfig } from 'vitest/config';
+import { budget } from './dev/budget.ts';
 import { mockServer } from './dev/mock.ts';
 
 const here = (path: string) => fileURLToPath(new URL(path, import.meta.url));
+
+const OUT = here('../src/dsv2/service/static');
 
 /** KaTeX's styles name three formats of each font; every browser that runs this site reads woff2. */
 function onlyWoff2(): Plugin {
@@ -25,6 +28,7 @@ export default defineConfig(({ mode }) => ({
   plugins: [
     onlyWoff2(),
     svelte(),
+    budget(OUT),
     // `DSV2_API=http://127.0.0.1:8000 npm run dev` talks to a real server instead.
     ...(mode === 'test' || process.env['DSV2_API'] ? [] : [mockServer()]),
   ],
@@ -39,7 +43,7 @@ export default defineConfig(({ mode }) => ({
       : undefined,
   },
   build: {
-    outDir: here('../src/dsv2/service/static'),
+    outDir: OUT,
     emptyOutDir: true,
     target: ['chrome123', 'firefox121', 'safari17.5'],
     cssTarget: ['chrome123', 'firefox121', 'safari17.5'],

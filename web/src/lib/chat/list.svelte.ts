@@ -22,14 +22,15 @@ class ConversationList {
   /** Tags that are in use, so far as is known. */
   readonly tags = $derived([...new Set(this.all.flatMap((one) => one.tags))].sort());
 
-  async load(): Promise<void> {
+  /** @param isOther  whether another list is wanted, of which one page will do. */
+  async load(isOther = false): Promise<void> {
     this.#abort?.abort();
     const abort = new AbortController();
     this.#abort = abort;
     this.isLoading = true;
     try {
       // As many as are shown, so that nothing jumps.
-      const limit = Math.min(500, Math.max(PAGE, this.all.length));
+      const limit = isOther ? PAGE : Math.min(500, Math.max(PAGE, this.all.length));
       const page = await api.listConversations(
         { query: this.query.trim(), tag: this.tag, limit },
         abort.signal,
@@ -48,15 +49,12 @@ class ConversationList {
   search(query: string): void {
     this.query = query;
     clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => {
-      this.all = [];
-      void this.load();
-    }, 200);
+    this.#timer = setTimeout(() => void this.load(true), 200);
   }
 
   filter(tag: string): void {
     this.tag = tag;
-    void this.load();
+    void this.load(true);
   }
 
   async more(): Promise<void> {
