@@ -42,6 +42,14 @@ const SHOTS = [
     },
   },
   {
+    name: 'drawer',
+    path: '/c/chat_math',
+    act: async (page) => {
+      const opener = page.getByRole('button', { name: 'Open the sidebar' });
+      if (await opener.isVisible()) await opener.click();
+    },
+  },
+  {
     name: 'fill',
     path: '/fill',
     act: (page) =>

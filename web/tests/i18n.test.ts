@@ -1,11 +1,19 @@
 import { describe, expect, test } from 'vitest';
 import { en } from '$lib/i18n/en';
+import { chat as enChat } from '$lib/i18n/en/chat';
+import { platform as enPlatform } from '$lib/i18n/en/platform';
+import { shell as enShell } from '$lib/i18n/en/shell';
 import { fillIn, setLocale, systemLocale, t, tn } from '$lib/i18n/i18n.svelte';
 import { zh } from '$lib/i18n/zh';
 
 const slots = (text: string) => [...text.matchAll(/\{(\w+)\}/g)].map((found) => found[1]).sort();
 
 describe('the catalogues', () => {
+  test('do not take each other’s keys', () => {
+    const keys = [enShell, enChat, enPlatform].flatMap((part) => Object.keys(part));
+    expect(keys.filter((key, i) => keys.indexOf(key) !== i)).toEqual([]);
+  });
+
   test('have the same keys', () => {
     expect(Object.keys(zh).sort()).toEqual(Object.keys(en).sort());
   });

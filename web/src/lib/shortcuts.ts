@@ -15,22 +15,22 @@ export interface Shortcut {
 }
 
 export const SHORTCUTS: Shortcut[] = [
-  { action: 'new', label: 'keys.new', key: 'o', isControl: true, isShift: true },
-  { action: 'search', label: 'keys.search', key: 'k', isControl: true },
-  { action: 'compose', label: 'keys.compose', key: '/' },
-  { action: 'sidebar', label: 'keys.sidebar', key: 's', isControl: true, isShift: true },
-  { action: 'settings', label: 'keys.settings', key: '.', isControl: true },
-  { action: 'copy', label: 'keys.copy', key: 'c', isControl: true, isShift: true },
-  { action: 'regenerate', label: 'keys.regenerate', key: 'e', isControl: true, isShift: true },
-  { action: 'help', label: 'keys.help', key: '?' },
+  { action: 'new', label: 'shortcut.new', key: 'o', isControl: true, isShift: true },
+  { action: 'search', label: 'shortcut.search', key: 'k', isControl: true },
+  { action: 'compose', label: 'shortcut.compose', key: '/' },
+  { action: 'sidebar', label: 'shortcut.sidebar', key: 's', isControl: true, isShift: true },
+  { action: 'settings', label: 'shortcut.settings', key: '.', isControl: true },
+  { action: 'copy', label: 'shortcut.copy', key: 'c', isControl: true, isShift: true },
+  { action: 'regenerate', label: 'shortcut.regenerate', key: 'e', isControl: true, isShift: true },
+  { action: 'help', label: 'shortcut.help', key: '?' },
 ];
 
 /** Keys that belong to the field one types in. */
 export const COMPOSER_KEYS: { keys: string[]; label: Key }[] = [
-  { keys: ['Enter'], label: 'keys.send' },
-  { keys: ['Shift', 'Enter'], label: 'keys.newline' },
-  { keys: ['Esc'], label: 'keys.stop' },
-  { keys: ['↑'], label: 'keys.edit' },
+  { keys: ['Enter'], label: 'shortcut.send' },
+  { keys: ['Shift', 'Enter'], label: 'shortcut.newline' },
+  { keys: ['Esc'], label: 'shortcut.stop' },
+  { keys: ['↑'], label: 'shortcut.edit' },
 ];
 
 export function isMac(platform: string = navigator.platform): boolean {

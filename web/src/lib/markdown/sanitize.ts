@@ -50,5 +50,13 @@ export function sanitize(html: string): DocumentFragment {
     link.target = '_blank';
     link.rel = 'noopener noreferrer nofollow';
   }
+  for (const table of fragment.querySelectorAll('table')) {
+    // A wide table scrolls in a frame of its own, by keys too.
+    const frame = document.createElement('div');
+    frame.className = 'wide';
+    frame.tabIndex = 0;
+    table.replaceWith(frame);
+    frame.append(table);
+  }
   return fragment;
 }
