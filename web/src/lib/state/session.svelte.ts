@@ -36,8 +36,8 @@ class Session {
 
   async logOut(): Promise<void> {
     await logOut();
-    // Nothing of the user who left may stay in memory.
-    location.assign('/log-in');
+    // Nothing of the user who left may stay in memory. Who may not be a guest comes to the door.
+    location.assign('/');
   }
 }
 
