@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, expect, sync_playwright
 
 from dsv2.service.static_files import FOLDER, PAGE
 from tests.service.running import Running, running
+from tests.site.scripted import Scripted, scripted_site
 from tests.site.visiting import PATIENCE, Visit, visiting
 
 REQUIRED = "DSV2_REQUIRE_BROWSER"
@@ -72,3 +73,10 @@ def server(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     """A server that knows a guest, for tests that do not end it."""
     with running(tmp_path_factory.mktemp("site") / "data") as one:
         yield one
+
+
+@pytest.fixture
+def scripted(built: Path, tmp_path: Path) -> Iterator[Scripted]:
+    """The site before an engine that follows the test."""
+    with scripted_site(tmp_path) as site:
+        yield site

@@ -13,6 +13,9 @@ from playwright.sync_api import Page, expect
 from tests.service.running import Running, running
 from tests.site.conftest import Open
 from tests.site.visiting import (
+    CALM,
+    ENDLESS,
+    WISH,
     answers,
     ask,
     begin,
@@ -27,9 +30,6 @@ from tests.site.visiting import (
 )
 
 pytestmark = pytest.mark.slow
-WILD = {"Temperature": "2", "Most_tokens": "1500", "Seed": "1"}
-"""An answer that goes on until it is stopped."""
-CALM = {"Temperature": "0", "Most_tokens": "", "Seed": ""}
 
 _COUNT_DRAWINGS = """() => {
   window.drawn = new Set();
@@ -82,8 +82,8 @@ def an_answer_streams(page: Page) -> None:
 
 
 def an_answer_is_stopped_repeated_and_continued(page: Page) -> None:
-    configure(page, **WILD)
-    answer = begin(page, "Tell me everything")
+    configure(page, **ENDLESS)
+    answer = begin(page, WISH)
     has_words(answer, 20)
     page.get_by_role("button", name="Stop the answer").click()
     expect(ended(answer).get_by_text("Stopped", exact=True)).to_be_visible()
@@ -112,7 +112,7 @@ def a_message_is_edited(page: Page) -> None:
     question.hover()
     question.get_by_role("button", name="Edit the message").click()
     field = question.get_by_role("textbox", name="Edit the message")
-    expect(field).to_have_value("Tell me everything")
+    expect(field).to_have_value(WISH)
     field.fill("What is 17 + 25?")
     question.get_by_role("button", name="Send").click()
     expect(answers(page).last).to_contain_text("42")
@@ -120,7 +120,7 @@ def a_message_is_edited(page: Page) -> None:
     version = question.get_by_role("img", name=re.compile("Version"))
     expect(version).to_have_accessible_name("Version 2 of 2")
     question.get_by_role("button", name="Previous version").click()
-    expect(question).to_contain_text("Tell me everything")
+    expect(question).to_contain_text(WISH)
     question.get_by_role("button", name="Next version").click()
     expect(question).to_contain_text("What is 17 + 25?")
 

@@ -13,6 +13,13 @@ from playwright.sync_api import Browser, Locator, Page, Request, expect
 PATIENCE = 20_000
 """Milliseconds until something that must come is missed; machines are busy."""
 
+ENDLESS = {"Temperature": "0", "Frequency_penalty": "-2", "Most_tokens": "1500"}
+"""Settings with which the shipped model repeats itself once it has, for some ten seconds."""
+WISH = "Write a Python function that merges two sorted lists, with tests"
+"""Something that it begins to repeat itself with."""
+CALM = {"Temperature": "0", "Frequency_penalty": "", "Most_tokens": ""}
+"""Settings with which it says the same each time."""
+
 _WATCH = """
 addEventListener('securitypolicyviolation', (event) =>
   siteProblem(`${event.violatedDirective}: ${event.blockedURI} ${event.sample}`));
@@ -41,6 +48,7 @@ class Visit:
             "locale": "en-GB",
             "viewport": {"width": 1280, "height": 820},
             "reduced_motion": "reduce",
+            "base_url": address,
         }
         self.context = browser.new_context(**known | options)
         self.context.set_default_timeout(PATIENCE)
