@@ -2,7 +2,8 @@
 
 Run as a script: ``npm.py build`` makes the site where it is not built from these sources yet,
 ``npm.py run SCRIPT...`` runs scripts of ``package.json``. Both install the packages before, where
-the lock file has changed since. CMake calls the first while it builds a wheel, make both.
+the lock file has changed since. ``npm.py built`` only tells by its status whether the site is built.
+CMake calls the first while it builds a wheel, make all of them.
 """
 
 from __future__ import annotations
@@ -143,13 +144,15 @@ def main(arguments: Sequence[str]) -> int:
     match arguments:
         case ["build"]:
             build()
+        case ["built"]:
+            return 0 if is_built() else 1
         case ["run", *scripts] if scripts:
             install()
             for script in scripts:
                 if (status := npm("run", script)) != 0:
                     return status
         case _:
-            raise NpmError("usage: npm.py build | npm.py run SCRIPT...")
+            raise NpmError("usage: npm.py build | npm.py built | npm.py run SCRIPT...")
     return 0
 
 
