@@ -2,7 +2,7 @@
 
 Run as a script: ``npm.py build`` makes the site where it is not built from these sources yet,
 ``npm.py run SCRIPT...`` runs scripts of ``package.json``. Both install the packages before, where
-the lock file has changed since. ``npm.py built`` only tells by its status whether the site is built.
+the lock file has changed since. ``npm.py built`` only tells by its status whether there is a site.
 CMake calls the first while it builds a wheel, make all of them.
 """
 
@@ -97,7 +97,7 @@ def install() -> None:
     done.touch()
 
 
-def fingerprint(web: Path = WEB) -> str:
+def fingerprint() -> str:
     """A hash of what the site is built from: of names and contents, so that unpacking an archive or
     switching branches makes no site look old.
 
@@ -106,20 +106,20 @@ def fingerprint(web: Path = WEB) -> str:
     """
     files = []
     for name in SOURCES:
-        path = web / name
+        path = WEB / name
         files += [one for one in path.rglob("*") if one.is_file()] if path.is_dir() else [path]
     digest = sha256()
     for path in sorted(files):
         content = path.read_bytes()
-        digest.update(f"{path.relative_to(web).as_posix()} {len(content)}\n".encode())
+        digest.update(f"{path.relative_to(WEB).as_posix()} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
 
 
-def is_built(web: Path = WEB, out: Path = OUT) -> bool:
-    """Whether the site in a folder is the one of these sources."""
-    stamp = out / STAMP
-    return stamp.is_file() and stamp.read_text() == fingerprint(web)
+def is_built() -> bool:
+    """Whether there is a site, and the one of these sources."""
+    stamp = OUT / STAMP
+    return stamp.is_file() and stamp.read_text() == fingerprint()
 
 
 def build() -> None:
