@@ -77,7 +77,7 @@ class Visit:
     def close(self) -> None:
         """End it, and tell what was wrong."""
         self.context.close()
-        assert self.problems == []
+        assert not self.problems, "\n".join(self.problems)
 
     def _note(self, problem: str) -> None:
         if not any(pattern.search(problem) for pattern in self._expected):
