@@ -50,6 +50,10 @@ export default defineConfig(({ mode }) => ({
     // The site's policy allows no data: scripts, styles or fonts.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
+    rolldownOptions: {
+      // What the first page loads anyway is one file, not one for each set of pages that share it.
+      output: { codeSplitting: { groups: [{ name: 'index', tags: ['$initial'] }] } },
+    },
     sourcemap: false,
   },
   test: {

@@ -140,10 +140,11 @@ class Server:
         ensure_prices(store, models.names, now=now_ms())
         await stack.enter_async_context(running(office))
         metrics = Metrics(lambda: models.all)
+        site = built_site()
         made = make_app(
             settings, office, models, metrics, is_ready=lambda: self.is_ready,
             admission=None if provider is None else TracedAdmission(office.admission),
-            built=built_site(),
+            built=site,
         )  # fmt: skip
         self._runs = made.state.runs
         await stack.enter_async_context(answering(made.state.runs))
@@ -157,7 +158,7 @@ class Server:
             listeners.append((self._listener(operations), operating))
         tasks = [listener.install([place]) for listener, place in listeners]
         self._is_up = True
-        self._tell(listening, operating, models, secret)
+        self._tell(listening, operating, models, secret, site is not None)
         await self._stop.wait()
         clean = await self._drained(self._drain)
         for listener, _ in listeners:
@@ -318,10 +319,14 @@ class Server:
 
     def _tell(
         self, listening: socket.socket, operating: socket.socket | None, models: Models,
-        secret: str | None,
+        secret: str | None, has_site: bool,
     ) -> None:  # fmt: skip
         address = _address(listening)
         self._say(f"serving {', '.join(models.names)} at {address}")
+        if has_site:
+            self._say(f"chat in a browser: {address}/")
+        else:
+            self._say("the chat site is not part of this build")
         if operating is not None:
             self._say(f"metrics at {_address(operating)}/metrics")
         if secret is not None:

@@ -36,6 +36,15 @@ export function short(n: number, locale: string): string {
   }).format(n);
 }
 
+/** 5.4 MB. */
+export function megabytes(bytes: number, locale: string): string {
+  return new Intl.NumberFormat(locale, {
+    style: 'unit',
+    unit: 'megabyte',
+    maximumFractionDigits: 1,
+  }).format(bytes / 1e6);
+}
+
 export function percent(part: number, whole: number, locale: string): string {
   const value = whole > 0 ? part / whole : 0;
   return new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: 0 }).format(

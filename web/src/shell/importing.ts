@@ -3,8 +3,10 @@
 import { importConversations } from '$lib/api/chat';
 import { ApiError } from '$lib/api/http';
 import { conversations } from '$lib/chat/list.svelte';
-import { t, tn } from '$lib/i18n/i18n.svelte';
+import { megabytes } from '$lib/format';
+import { locale, t, tn } from '$lib/i18n/i18n.svelte';
 import { router } from '$lib/router/router.svelte';
+import { wordsOf } from '$lib/state/loading.svelte';
 import { toasts } from '$lib/state/toasts.svelte';
 
 export async function importFile(file: File): Promise<void> {
@@ -22,6 +24,9 @@ export async function importFile(file: File): Promise<void> {
     if (made.length === 1) router.go(`/c/${made[0]!.id}`);
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    toasts.error(error.isOffline ? t('failure.offline') : error.message);
+    // An archive is one request, whose size is bounded.
+    const isTooLarge = error.status === 413;
+    const size = megabytes(file.size, locale());
+    toasts.error(isTooLarge ? t('list.tooLarge', { name: file.name, size }) : wordsOf(error));
   }
 }

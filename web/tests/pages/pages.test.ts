@@ -1,5 +1,15 @@
 import { describe, expect, test } from 'vitest';
-import { date, daysBetween, money, parseMoney, percent, rate, short, utcDay } from '$lib/format';
+import {
+  date,
+  daysBetween,
+  megabytes,
+  money,
+  parseMoney,
+  percent,
+  rate,
+  short,
+  utcDay,
+} from '$lib/format';
 import { isOurs, match } from '$lib/router/match';
 import { actionOf, keysOf, SHORTCUTS } from '$lib/shortcuts';
 import { findPage } from '../../src/routes';
@@ -78,6 +88,10 @@ describe('shortcuts', () => {
 });
 
 describe('figures', () => {
+  test('of sizes', () => {
+    expect(megabytes(5_430_000, 'en')).toBe('5.4 MB');
+  });
+
   test('money shows what there is', () => {
     expect(money(12_345_678, 'USD', 'en')).toBe('$12.35');
     expect(money(280_000, 'USD', 'en')).toBe('$0.28');

@@ -1,6 +1,6 @@
 /** The chat's routes. */
 
-import { address, request, send } from './http';
+import { address, ApiError, failureOfEvent, request, send } from './http';
 import { readEvents } from './events';
 import type {
   Attachment,
@@ -95,11 +95,14 @@ export const changePreset = (id: string, body: Partial<Omit<Preset, 'id'>>) =>
 export const deletePreset = (id: string) => request<undefined>('DELETE', preset(id));
 
 export interface Filled {
-  usage: TokenUsage | null;
+  usage: TokenUsage;
   finish: string | null;
 }
 
-/** Fill the middle; `onText` gets it as it comes. Aborting the signal stops the model too. */
+/** Fill the middle; `onText` gets it as it comes. Aborting the signal stops the model too.
+ *
+ * What goes wrong after the first word is thrown as well: it comes as an event.
+ */
 export async function fill(
   body: { model: string; prefix: string; suffix: string; params?: Params },
   onText: (text: string) => void,
@@ -111,9 +114,9 @@ export async function fill(
     signal,
   });
   for await (const event of readEvents(response)) {
-    const data = JSON.parse(event.data) as { text?: string } & Partial<Filled>;
-    if (event.name === 'done') return { usage: data.usage ?? null, finish: data.finish ?? null };
-    if (data.text) onText(data.text);
+    if (event.name === 'error') throw failureOfEvent(event.data);
+    if (event.name === 'done') return JSON.parse(event.data) as Filled;
+    if (event.name === 'delta') onText((JSON.parse(event.data) as { text: string }).text);
   }
-  return { usage: null, finish: null };
+  throw new ApiError(0, 'The answer was cut off', 'offline');
 }

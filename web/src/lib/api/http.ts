@@ -93,13 +93,15 @@ export async function request<T>(
   }
 }
 
+interface Failure {
+  error: { message?: string; type?: string; code?: string | null; param?: string | null };
+}
+
 async function readFailure(response: Response): Promise<ApiError> {
   const wait = Number.parseInt(response.headers.get('Retry-After') ?? '', 10);
   const after = Number.isFinite(wait) ? wait : null;
   try {
-    const { error } = (await response.json()) as {
-      error: { message?: string; code?: string | null; param?: string | null };
-    };
+    const { error } = (await response.json()) as Failure;
     const message = error.message ?? response.statusText;
     return new ApiError(response.status, message, error.code ?? null, error.param ?? null, after);
   } catch {
@@ -107,4 +109,19 @@ async function readFailure(response: Response): Promise<ApiError> {
     const message = response.statusText || `HTTP ${response.status}`;
     return new ApiError(response.status, message, null, null, after);
   }
+}
+
+/** The types whose statuses say more than that something failed. */
+const STATUS_OF: Record<string, number> = {
+  invalid_request_error: 400,
+  insufficient_balance_error: 402,
+  rate_limit_error: 429,
+  overloaded_error: 503,
+};
+
+/** What an answer failed with whose status was good: its stream ends with an `error` event. */
+export function failureOfEvent(data: string): ApiError {
+  const { error } = JSON.parse(data) as Failure;
+  const status = STATUS_OF[error.type ?? ''] ?? 500;
+  return new ApiError(status, error.message ?? '', error.code ?? null, error.param ?? null);
 }

@@ -28,6 +28,7 @@ export const ADVICE: Record<Trouble, Advice> = {
 /** Which trouble a refused request is. */
 export function troubleOf(error: ApiError): Trouble {
   if (error.isOffline) return 'offline';
+  if (error.code === 'engine_unavailable') return 'engine_lost';
   if (error.code && /context/.test(error.code)) return 'context_length';
   if (error.status === 402) return 'no_money';
   if (error.status === 429) return 'rate_limited';

@@ -30,6 +30,12 @@ class Router {
     this.#read();
   }
 
+  /** The address of a page that is given what this one was asked for. */
+  withQuery(path: string): string {
+    const query = this.query.toString();
+    return query ? `${path}?${query}` : path;
+  }
+
   #read(): void {
     this.path = location.pathname;
     this.query = new URLSearchParams(location.search);

@@ -36,6 +36,8 @@ export const chat = {
   'list.imported.one': '{n} chat imported',
   'list.imported.other': '{n} chats imported',
   'list.notJson': '{name} is not a JSON file',
+  'list.tooLarge':
+    '{name} has {size}, more than this server takes at a time. Import fewer chats at once, or let its operator raise --max-body-bytes.',
   'list.rename': 'Rename',
   'list.pin': 'Pin',
   'list.unpin': 'Unpin',

@@ -35,6 +35,8 @@ export const chat = {
   'list.imported.one': '已导入 {n} 个对话',
   'list.imported.other': '已导入 {n} 个对话',
   'list.notJson': '{name} 不是 JSON 文件',
+  'list.tooLarge':
+    '{name} 大小为 {size}，超过了服务器单次请求的上限。请分批导入，或请管理员调大 --max-body-bytes。',
   'list.rename': '重命名',
   'list.pin': '置顶',
   'list.unpin': '取消置顶',
