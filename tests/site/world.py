@@ -28,7 +28,7 @@ DOLLAR = 1_000_000
 MAIN = "What is MLA?"
 CHATS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("What is 84 - 37?", "Thanks!"), ("arithmetic",)),
-    (("你好，请介绍一下你自己",), ("中文",)),
+    (("Hello!", "How large are you?"), ()),
     (("Write a Python function that reverses a string.",), ("python",)),
     (("What is DeepSeek-V2-Lite?", "What is YaRN?"), ()),
     ((MAIN, "Write a Python function that checks if a number is prime.", "What is 17 + 25?"), ()),
