@@ -14,9 +14,14 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from dsv2.service.static_files import FOLDER, PAGE
+from dsv2.service.store.checks import now_ms
+from dsv2.service.store.settings import change_setting
+from dsv2.service.store.users import add_user
 from tests.service.running import Running, running
+from tests.service.store.make import cheap_passwords
 from tests.site.scripted import Scripted, scripted_site
 from tests.site.visiting import PATIENCE, Visit, visiting
+from tests.site.world import ADMIN, hashed_password, opened
 
 REQUIRED = "DSV2_REQUIRE_BROWSER"
 """An environment variable: fail where there is no browser, instead of skipping."""
@@ -73,6 +78,20 @@ def server(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ru
     """A server that knows a guest, for tests that do not end it."""
     with running(tmp_path_factory.mktemp("site") / "data") as one:
         yield one
+
+
+@pytest.fixture(scope="session")
+def platform(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that knows no guest, an administrator, and gives new accounts nothing."""
+    with running(tmp_path_factory.mktemp("platform") / "data", "--no-guest") as server:
+        with opened(server) as store:
+            cheap_passwords(store)
+            hashed = hashed_password(store)
+            with store.write() as db:
+                now = now_ms()
+                add_user(db, ADMIN, now=now, password_hash=hashed, role="admin", unlimited=True)
+                change_setting(db, "sign_up_grant", 0, actor="test", now=now)
+        yield server
 
 
 @pytest.fixture

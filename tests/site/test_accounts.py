@@ -5,41 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from dsv2.service.settings import ServeSettings
-from dsv2.service.store import open_store, users
-from dsv2.service.store.checks import now_ms
-from dsv2.service.store.settings import change_setting, load_settings
-from tests.service.running import Running, running
-from tests.service.store.make import cheap_passwords
+from tests.service.running import Running
 from tests.site.conftest import Open
 from tests.site.visiting import ask, choose, composer, configure, download
+from tests.site.world import ADMIN, PASSWORD
 
 pytestmark = pytest.mark.slow
-
-PASSWORD = "correct horse battery"
-ADMIN = "root@example.org"
-
-
-@pytest.fixture(scope="module")
-def platform(built: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server that knows no guest, an administrator, and gives new accounts nothing."""
-    with running(tmp_path_factory.mktemp("platform") / "data", "--no-guest") as server:
-        store = open_store(ServeSettings(data=server.data).database_url)
-        cheap_passwords(store)
-        with store.read() as db:
-            hashed = users.hash_password(load_settings(db), PASSWORD)
-        with store.write() as db:
-            now = now_ms()
-            users.add_user(db, ADMIN, now=now, password_hash=hashed, role="admin", unlimited=True)
-            change_setting(db, "sign_up_grant", 0, actor="test", now=now)
-        store.close()
-        yield server
 
 
 def enter(page: Page, email: str, action: str = "Log in") -> None:
