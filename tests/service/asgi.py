@@ -51,6 +51,17 @@ class Reply:
         assert set(error) == {"message", "type", "param", "code"}
         return error
 
+    @property
+    def named(self) -> list[tuple[str, Any]]:
+        """The events of a stream whose events have names; comments are left out."""
+        found = []
+        for block in self.body.decode().split("\n\n"):
+            if block and not block.startswith(": "):
+                name, data = block.split("\n")
+                assert name.startswith("event: ") and data.startswith("data: ")
+                found.append((name.removeprefix("event: "), json.loads(data[6:])))
+        return found
+
 
 OnPart = Callable[[Reply], Awaitable[bool]]
 
@@ -66,9 +77,10 @@ async def call(
     """
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     sent = {"content-type": "application/json", **(HEADERS if headers is None else headers)}
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
-        "method": method, "path": path, "raw_path": path.encode(), "query_string": b"",
+        "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode(),
         "root_path": "", "scheme": "http", "server": ("t", 80), "client": ("c", 1),
         "headers": [(name.encode(), value.encode()) for name, value in sent.items()],
     }  # fmt: skip

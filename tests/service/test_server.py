@@ -47,6 +47,13 @@ def _chunks(lines: list[str]) -> Iterator[dict[str, list[dict[str, dict[str, str
         yield json.loads(line.removeprefix("data: "))
 
 
+def test_the_sites_address_is_said_where_there_is_one(server: Running) -> None:
+    page = server.client.get("/", headers={"accept": "text/html"}).text
+    is_said = f"chat in a browser: {server.address}/" in server.said
+    assert is_said == ('<div id="app">' in page)
+    assert is_said or "the chat site is not part of this build" in server.said
+
+
 def test_health_readiness_metrics_and_a_token_from_every_model(server: Running) -> None:
     assert server.client.get("/health").json() == {"status": "ok"}
     assert server.client.get("/ready").json() == {"status": "ready"}

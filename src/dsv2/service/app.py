@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -18,6 +18,7 @@ from dsv2.service.error_shapes import body_at
 from dsv2.service.errors import ApiError
 from dsv2.service.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestContext, RequestWatch
 from dsv2.service.openapi import schema_of
+from dsv2.service.static_files import BuiltSite
 
 _WORDS = {404: "There is no such address", 405: "This address does not take that method"}
 
@@ -31,6 +32,7 @@ def create_app(
     origins: Collection[str] = (),
     max_body_bytes: int = MAX_BODY_BYTES,
     watch: RequestWatch | None = None,
+    site: BuiltSite | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -42,12 +44,13 @@ def create_app(
         origins: web sites whose pages may read answers; none by default. Cookies are never allowed.
         max_body_bytes: of a request.
         watch: is told of every request.
+        site: what browsers find at addresses that no route has; anybody may see it.
 
     Raises:
         ValueError: a route does not say who may call it.
     """
     app = FastAPI(title="dsv2", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.identify = identify
+    app.state.identify, app.state.site = identify, site
     for router in (*routers, _schema_router(app, is_public=schema_is_public)):
         for route in router.routes:
             if not isinstance(route, APIRoute) or not _is_guarded(route):
@@ -101,8 +104,13 @@ async def _api_error(request: Request, error: Exception) -> JSONResponse:
     return answer_of(error, request.scope)
 
 
-async def _http_error(request: Request, error: Exception) -> JSONResponse:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    site: BuiltSite | None = request.app.state.site
+    if error.status_code == 404 and site is not None:
+        found = site.find(request)
+        if found is not None:
+            return found
     words = _WORDS.get(error.status_code, str(error.detail))
     problem = ApiError(error.status_code, words, headers=error.headers)
     return answer_of(problem, request.scope)

@@ -18,7 +18,7 @@ async def chat_job(
     identity: str,
     model: ServedModel,
     body: ChatBody,
-    writer: Writer,
+    writer: Writer | None,
     *,
     top_logprobs: int | None = None,
     prompt_name: str = "messages",
@@ -30,7 +30,7 @@ async def chat_job(
         identity: the request's, made by the server.
         model: that is to answer.
         body: the conversation.
-        writer: of the answer.
+        writer: of the answer; None where it is not sent from here.
         top_logprobs: alternatives per token, or None without logprobs.
         prompt_name: what the client calls the conversation.
         names: the client's own names of fields, where they are not a chat's.

@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Query, Request
 from pydantic import BaseModel, ConfigDict
 
+from dsv2.service.chat_runs import Runs
 from dsv2.service.deps import SignedIn
 from dsv2.service.errors import ApiError
 from dsv2.service.idempotent import add_replays
@@ -23,9 +24,9 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
 
-def install(app: FastAPI, office: Office) -> None:
-    """Let the platform's routes find the office, and answers that were given before be sent."""
-    app.state.office = office
+def install(app: FastAPI, office: Office, runs: Runs | None = None) -> None:
+    """Let routes find the office and the chat's answers, and answers given before be sent again."""
+    app.state.office, app.state.runs = office, runs
     add_replays(app)
 
 
@@ -34,7 +35,14 @@ def _office(request: Request) -> Office:
     return office
 
 
+def _runs(request: Request) -> Runs:
+    runs: Runs = request.app.state.runs
+    return runs
+
+
 Desk = Annotated[Office, Depends(_office)]
+Answers = Annotated[Runs, Depends(_runs)]
+"""The chat's answers under way; for routes of an application that serves models."""
 
 
 async def member(caller: SignedIn, office: Desk) -> Caller:

@@ -122,11 +122,15 @@ class StoreIdentify:
             return None
         return secret
 
-    def _check_guest(self, request: Request) -> None:
+    def allows_guest(self, request: Request) -> bool:
+        """Whether somebody may ask this without a key or session."""
         if self.guest_id is None or not is_local(request):
-            raise unauthorized()
+            return False
         # The guest has no secret, so any page in a browser on this machine could ask for them.
-        if comes_from_a_page(request) and not is_same_site(request):
+        return is_same_site(request) or not comes_from_a_page(request)
+
+    def _check_guest(self, request: Request) -> None:
+        if not self.allows_guest(request):
             raise unauthorized()
 
     def _find(self, secret: str | None, is_site: bool) -> Caller:

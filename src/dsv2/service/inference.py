@@ -59,17 +59,16 @@ class Inference:
             raise unknown_model(name, self.models.names)
         return model
 
-    def respond(self, job: Job, caller: Caller, attempt: Attempt | None = None) -> Response:
-        """The answer to a request, once the engine's gate has let it through.
+    def choices_of(self, job: Job, caller: Caller) -> list[Choice]:
+        """The choices of a request, once the engine's gate has let it through.
 
         Raises:
             ApiError: 400.
         """
-        prompts = job.prompts
-        check_size(prompts, job.prompt_name)
+        check_size(job.prompts, job.prompt_name)
         requests: list[Request] = []
         choices: list[Choice] = []
-        for prompt in prompts:
+        for prompt in job.prompts:
             ids, leader = tuple(prompt), None
             for place in range(job.per_prompt):
                 index = len(choices)
@@ -82,23 +81,33 @@ class Inference:
                 choice = Choice(index, request, reader, leader, is_silent=job.is_silent)
                 leader = leader or choice
                 choices.append(choice)
-        limits = job.model.engine.limits
-        check(requests, limits, prompt=job.prompt_name, names=job.names)
+        check(requests, job.model.engine.limits, prompt=job.prompt_name, names=job.names)
+        return choices
 
-        async def admit() -> Ticket:
-            return await self.admission.admit(
-                caller,
-                request_id=job.id,
-                model=job.model.name,
-                prompt_tokens=sum(map(len, prompts)),
-                completion_tokens=0 if job.is_silent else len(choices) * job.params.max_tokens,
-                attempt=attempt,
-            )
+    async def admit(self, job: Job, caller: Caller, attempt: Attempt | None = None) -> Ticket:
+        """Let a request in; see :class:`dsv2.service.serving.Admission` for what it raises."""
+        answers = 0 if job.is_silent else len(job.prompts) * job.per_prompt
+        return await self.admission.admit(
+            caller,
+            request_id=job.id,
+            model=job.model.name,
+            prompt_tokens=sum(map(len, job.prompts)),
+            completion_tokens=answers * job.params.max_tokens,
+            attempt=attempt,
+        )
 
+    def respond(self, job: Job, caller: Caller, attempt: Attempt | None = None) -> Response:
+        """The answer to a request, as its writer writes it.
+
+        Raises:
+            ApiError: 400.
+        """
+        assert job.writer is not None
+        choices = self.choices_of(job, caller)
         return GenerationResponse(
-            job.model.engine, choices, admit, job.writer, self.patience,
-            prompt=job.prompt_name, names=job.names, model=job.model.name, watch=self.watch,
-            pace=self.pace,
+            job.model.engine, choices, lambda: self.admit(job, caller, attempt), job.writer,
+            self.patience, prompt=job.prompt_name, names=job.names, model=job.model.name,
+            watch=self.watch, pace=self.pace,
         )  # fmt: skip
 
 
@@ -113,7 +122,7 @@ class Job:
         params: of every answer but for the seed.
         per_prompt: answers to each prompt.
         make_reader: reads an answer.
-        writer: of what is sent.
+        writer: of what is sent; None where nothing is.
         prompt_name: what the body calls the prompt.
         names: the body's names of other fields of the engine's.
         is_silent: the prompts alone are wanted.
@@ -125,7 +134,7 @@ class Job:
     params: SamplingParams
     per_prompt: int
     make_reader: Callable[[], AnswerReader]
-    writer: Writer
+    writer: Writer | None
     prompt_name: str
     names: dict[str, str]
     is_silent: bool = False

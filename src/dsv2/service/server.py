@@ -19,6 +19,7 @@ from dsv2.checkpoint import resolve
 from dsv2.service import event_loop, tracing
 from dsv2.service.bootstrap import first_admin_key, open_platform
 from dsv2.service.bounded_http import BoundedProtocol
+from dsv2.service.chat_runs import Runs, answering
 from dsv2.service.client import EngineClient
 from dsv2.service.drain import Drain
 from dsv2.service.logs import resolve_format, set_up
@@ -30,6 +31,7 @@ from dsv2.service.replicas.engine import RayEngine, tokenizer_of
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
 from dsv2.service.site import make_app, make_operations_app
+from dsv2.service.static_files import built_site
 from dsv2.service.store.checks import now_ms
 from dsv2.service.supervisor import Patience, Supervisor
 from dsv2.service.tracing import TracedAdmission, Tracing
@@ -74,6 +76,7 @@ class Server:
         self._stop = asyncio.Event()
         self._cut = asyncio.Event()
         self._drain: Drain | None = None
+        self._runs: Runs | None = None
         self._supervisors: list[Supervisor] = []
         self._clients: list[EngineClient | RayEngine] = []
         self._is_up = False
@@ -137,10 +140,15 @@ class Server:
         ensure_prices(store, models.names, now=now_ms())
         await stack.enter_async_context(running(office))
         metrics = Metrics(lambda: models.all)
-        app: ASGIApp = make_app(
+        site = built_site()
+        made = make_app(
             settings, office, models, metrics, is_ready=lambda: self.is_ready,
             admission=None if provider is None else TracedAdmission(office.admission),
+            built=site,
         )  # fmt: skip
+        self._runs = made.state.runs
+        await stack.enter_async_context(answering(made.state.runs))
+        app: ASGIApp = made
         if provider is not None:
             app = Tracing(app, provider)
         self._drain = Drain(app)
@@ -150,7 +158,7 @@ class Server:
             listeners.append((self._listener(operations), operating))
         tasks = [listener.install([place]) for listener, place in listeners]
         self._is_up = True
-        self._tell(listening, operating, models, secret)
+        self._tell(listening, operating, models, secret, site is not None)
         await self._stop.wait()
         clean = await self._drained(self._drain)
         for listener, _ in listeners:
@@ -280,19 +288,22 @@ class Server:
     async def _drained(self, drain: Drain) -> bool:
         """Let answers under way end; whether all of them did."""
         drain.begin()
-        if drain.open:
+        runs = self._runs
+        if drain.open or (runs is not None and runs.open):
             self._say(f"stopping: {drain.open} requests may take up to "
                       f"{self.settings.drain_seconds:g} s")  # fmt: skip
-        waiting = asyncio.create_task(
-            drain.wait(0.0 if self.failure else self.settings.drain_seconds)
-        )
+        seconds = 0.0 if self.failure else self.settings.drain_seconds
+        waiting = asyncio.create_task(_all_ended(drain, runs, seconds))
         cut = asyncio.create_task(self._cut.wait())
         await asyncio.wait((waiting, cut), return_when=asyncio.FIRST_COMPLETED)
         cut.cancel()
         clean = waiting.done() and waiting.result()
         waiting.cancel()
         if not clean:
-            # Every open stream ends with an error event.
+            # The chat's answers keep what there is of them; every open stream of the API ends with
+            # an error event.
+            if runs is not None:
+                await runs.interrupt()
             await self._close_clients()
             await drain.wait(_CLOSING)
         return clean
@@ -308,10 +319,14 @@ class Server:
 
     def _tell(
         self, listening: socket.socket, operating: socket.socket | None, models: Models,
-        secret: str | None,
+        secret: str | None, has_site: bool,
     ) -> None:  # fmt: skip
         address = _address(listening)
         self._say(f"serving {', '.join(models.names)} at {address}")
+        if has_site:
+            self._say(f"chat in a browser: {address}/")
+        else:
+            self._say("the chat site is not part of this build")
         if operating is not None:
             self._say(f"metrics at {_address(operating)}/metrics")
         if secret is not None:
@@ -324,6 +339,12 @@ class Server:
             f'\'{{"model": "{models.names[0]}", "stream": true, "messages": '
             '[{"role": "user", "content": "What is 17 + 25?"}]}\''
         )
+
+
+async def _all_ended(drain: Drain, runs: Runs | None, seconds: float) -> bool:
+    """Whether within a time neither a request nor an answer of the chat is under way."""
+    waits = [drain.wait(seconds)] + ([] if runs is None else [runs.wait(seconds)])
+    return all(await asyncio.gather(*waits))
 
 
 def _worker_options(

@@ -9,16 +9,18 @@ from starlette.types import ASGIApp
 
 from dsv2.service import desk
 from dsv2.service.app import create_app
+from dsv2.service.chat_runs import Runs
 from dsv2.service.inference import Inference
 from dsv2.service.metrics import Metrics
 from dsv2.service.office import Office
 from dsv2.service.routes import inference_routers
 from dsv2.service.routes.health import health_routes, operations_routes
 from dsv2.service.routes.home import home_routes
-from dsv2.service.routes.platform import platform_routers
+from dsv2.service.routes.platform import chat_routers, platform_routers
 from dsv2.service.serving import Admission, Caller, Models
 from dsv2.service.settings import ServeSettings
 from dsv2.service.sse import Patience
+from dsv2.service.static_files import BuiltSite
 
 
 def make_app(
@@ -28,23 +30,39 @@ def make_app(
     metrics: Metrics,
     is_ready: Callable[[], bool],
     admission: Admission | None = None,
+    built: BuiltSite | None = None,
 ) -> FastAPI:
-    """What the public listener serves; ``admission`` stands for the office's own."""
+    """What the public listener serves.
+
+    Args:
+        settings: of the installation.
+        office: accounts, money, store.
+        models: that answer.
+        metrics: are told of everything.
+        is_ready: whether new requests are taken.
+        admission: stands for the office's own.
+        built: the website, if it is.
+
+    Returns:
+        The application. Its ``state.runs`` are the chat's answers: to be started and stopped with
+        it, within the office's time; :func:`dsv2.service.chat_runs.answering` does.
+    """
     inference = Inference(
         models, admission or office.admission, Patience(in_line=settings.queue_seconds), metrics
     )
     routers = [
-        home_routes(),
+        home_routes(built),
         health_routes(models, is_ready),
         operations_routes(models, metrics),
         *inference_routers(inference),
         *platform_routers(),
+        *chat_routers(),
     ]
     app = create_app(
         office.identify, routers, hosts=settings.host_names, origins=settings.allowed_origins,
-        max_body_bytes=settings.max_body_bytes, watch=metrics,
+        max_body_bytes=settings.max_body_bytes, watch=metrics, site=built,
     )  # fmt: skip
-    desk.install(app, office)
+    desk.install(app, office, Runs(office, inference))
     return app
 
 

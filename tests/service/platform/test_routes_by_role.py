@@ -19,7 +19,17 @@ import fastapi.routing
 import pytest
 
 from dsv2.service.office import Office
-from dsv2.service.store import codes, open_store, reservations
+from dsv2.service.store import (
+    chat_answers,
+    chat_messages,
+    chats,
+    codes,
+    open_store,
+    presets,
+    reservations,
+)
+from dsv2.service.store.chat_answers import Outcome, Progress
+from dsv2.service.store.chat_messages import AnswerUsage, Lease
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Ask
 from tests.service.platform.site import ORIGIN, PASSWORD, Person, Site, add_person, make_whole_app
@@ -63,6 +73,15 @@ BODIES: dict[str, Any] = {
     "PUT /api/admin/prices": {"model": "tiny", "input": 2, "cached_input": 1, "output": 3},
     "POST /api/admin/codes": {"amount": 1},
     "PUT /api/admin/settings/{name}": {"value": False},
+    "POST /api/chat/conversations/{conversation_id}/messages": {"parent_id": None, "content": "x"},
+    "POST /api/chat/presets": {"name": "second"},
+    "POST /api/chat/fill": {
+        "model": "tiny",
+        "prefix": "a",
+        "suffix": "b",
+        "params": {"max_tokens": 4},
+    },
+    "POST /api/chat/import": {"conversations": []},
 }
 
 
@@ -102,6 +121,7 @@ class World:
             method, path.replace(":path}", "}").format(**self.parts), json=body, headers=headers
         )
         if method != "GET":
+            client.site.run(client.site.app.state.runs.wait(5.0))
             self.reset()
         return answer.status_code
 
@@ -129,6 +149,13 @@ def world(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         ask = Ask("request_1", user.account_id, user.key_id, "tiny", 1, 1)
         reservations.reserve(db, ask, owner="test", now=1, expires_at=2)
         reservations.settle(db, "request_1", Usage(1, 0, 1), finish="stop", now=1)
+        conversation = chats.create_conversation(db, user.id, now=1)
+        _, answer = chat_messages.ask(
+            db, user.id, conversation.id, parent_id=None, content="x", lease=Lease("test", 1), now=1
+        )
+        so_far = Progress("yes", AnswerUsage(), "tiny", "[]")
+        chat_answers.finish(db, answer.id, "test", so_far, Outcome("stopped"), 3)
+        preset = presets.create_preset(db, user.id, name="first", system="", params={}, now=1)
     store.close()
     shutil.copy(file, file.with_suffix(".first"))
     parts = {
@@ -138,6 +165,9 @@ def world(empty_database: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "request_id": "request_1",
         "name": "sign_up_open",
         "model": "tiny",
+        "conversation_id": conversation.id,
+        "message_id": answer.id,
+        "preset_id": preset.id,
     }
     yield World(site, guest_site, file, people, cookies, parts, secret)
     site.close()

@@ -204,5 +204,7 @@ def test_a_backup_of_sqlite_is_a_database_of_its_own(sqlite_url: str, tmp_path: 
     store.close()
     connection = sqlite3.connect(tmp_path / "copy")
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
-    assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+    assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (
+        migrations.head(),
+    )
     connection.close()

@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 import dsv2.service.store
-from dsv2.service.store import Store, StoreError, migrations, models, open_store
+from dsv2.service.store import Store, StoreError, chats, migrations, models, open_store, users
 from dsv2.service.store.errors import SchemaError, UnavailableError
 
 SOURCES = sorted(Path(dsv2.service.store.__file__).parent.glob("*.py"))
@@ -50,7 +50,7 @@ def test_the_revisions_make_the_tables_of_the_models(store: Store) -> None:
 
 def test_a_database_of_another_revision_is_refused(tmp_path: Path) -> None:
     store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
-    with pytest.raises(SchemaError, match="revision None, this program needs 0001"):
+    with pytest.raises(SchemaError, match="revision None, this program needs 0002"):
         migrations.check(store)
     migrations.upgrade(store)
     with store.write() as db:
@@ -59,6 +59,18 @@ def test_a_database_of_another_revision_is_refused(tmp_path: Path) -> None:
         migrations.check(store)
     with pytest.raises(SchemaError, match="revision 9999, which this program does not know"):
         migrations.upgrade(store)
+    store.close()
+
+
+def test_what_was_there_stays_where_the_chats_are_added(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path / 'a.db'}")
+    migrations.upgrade(store, "0001")
+    with store.write() as db:
+        user = users.add_user(db, "a@example.org", now=1)
+    migrations.upgrade(store)
+    migrations.check(store)
+    with store.write() as db:
+        chats.create_conversation(db, user.id, now=1)
     store.close()
 
 

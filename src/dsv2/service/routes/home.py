@@ -1,11 +1,12 @@
-"""What a browser finds at ``/`` where no site is built in."""
+"""What a browser finds at ``/``: the site, or where none is built in a page that says so."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
 
 from dsv2.service.deps import Public
+from dsv2.service.static_files import BuiltSite
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -19,13 +20,15 @@ _PAGE = """<!doctype html>
 """
 
 
-def home_routes() -> APIRouter:
+def home_routes(site: BuiltSite | None = None) -> APIRouter:
     """``/`` alone."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/", dependencies=[Public])
-    async def home() -> HTMLResponse:
-        """A page that points to the API."""
+    async def home(request: Request) -> Response:
+        """The site's page, or one that points to the API."""
+        if site is not None:
+            return site.page(request)
         return HTMLResponse(_PAGE, headers={"Content-Security-Policy": "default-src 'none'"})
 
     return router

@@ -35,6 +35,10 @@ class ConflictError(StoreError):
     """It is there already, or was asked for before with other contents."""
 
 
+class LimitError(StoreError):
+    """There is as much of it as there may be at a time; later there may be less."""
+
+
 class AuthenticationError(StoreError):
     """Who asks is not known. The message is the same whatever was wrong with the credentials.
 

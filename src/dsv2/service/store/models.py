@@ -44,14 +44,19 @@ SECRETS = {
     "api_keys": ("token_hash",),
     "redemption_codes": ("code_hash",),
     "idempotency_keys": ("response",),
+    "conversations": ("title", "tags", "system"),
+    "messages": ("content", "attachments", "tokens"),
+    "presets": ("name", "system"),
 }
-"""Columns an export leaves out."""
+"""Columns an export leaves out: what opens doors, and what people have written and were told."""
 
 BOOKS = ("granted", "paid", "spent", "issued")
 ROLES = ("user", "admin")
 STATUSES = ("active", "suspended")
 PERIODS = ("total", "day", "month")
 STATES = ("open", "settled", "released")
+MESSAGE_ROLES = ("user", "assistant")
+MESSAGE_STATES = ("complete", "running", "stopped", "failed")
 TRANSFER_KINDS = ("grant", "top_up", "withdraw", "charge", "refund")
 MAX_ISSUED = 10**18
 """Most micro-units that an account is ever given: its books can always be added up in 64 bits."""
@@ -294,4 +299,69 @@ settings = _table(
     _text("name", primary_key=True),
     _text("value"),
     _int("updated_at"),
+)
+
+conversations = _table(
+    "conversations",
+    _text("id", primary_key=True),
+    _text("user_id", ForeignKey("users.id")),
+    _text("title"),
+    _text("tags"),
+    _text("system"),
+    _text("params"),
+    _text("leaf_id", nullable=True),
+    _int("is_pinned"),
+    _int("size"),
+    _int("created_at"),
+    _int("updated_at"),
+    CheckConstraint("is_pinned IN (0, 1)", name="is_pinned_flag"),
+    CheckConstraint("size >= 0", name="none_negative"),
+    Index(None, "user_id", "is_pinned", "updated_at", "id"),
+)
+
+messages = _table(
+    "messages",
+    _text("id", primary_key=True),
+    _text("conversation_id", ForeignKey("conversations.id")),
+    _text("user_id", ForeignKey("users.id")),
+    _text("parent_id", ForeignKey("messages.id"), nullable=True),
+    _int("place"),
+    _text("role"),
+    _text("content"),
+    _text("attachments"),
+    _text("status"),
+    _text("failure_code", nullable=True),
+    _text("failure_message", nullable=True),
+    _text("finish", nullable=True),
+    _text("model", nullable=True),
+    _int("prompt_tokens"),
+    _int("cached_tokens"),
+    _int("completion_tokens"),
+    _int("milliseconds"),
+    _text("tokens", nullable=True),
+    _text("owner", nullable=True),
+    _int("expires_at", nullable=True),
+    _int("created_at"),
+    UniqueConstraint("conversation_id", "place"),
+    _one_of("role", MESSAGE_ROLES),
+    _one_of("status", MESSAGE_STATES),
+    CheckConstraint("(failure_code IS NULL) = (failure_message IS NULL)", name="failed_whole"),
+    CheckConstraint("(status = 'running') = (owner IS NOT NULL)", name="running_owned"),
+    CheckConstraint("(owner IS NULL) = (expires_at IS NULL)", name="owned_for_a_time"),
+    CheckConstraint("cached_tokens >= 0 AND cached_tokens <= prompt_tokens", name="cached_known"),
+    CheckConstraint("completion_tokens >= 0 AND milliseconds >= 0", name="none_negative"),
+    Index(None, "user_id", "status"),
+    Index(None, "status", "expires_at"),
+    Index(None, "parent_id"),
+)
+
+presets = _table(
+    "presets",
+    _text("id", primary_key=True),
+    _text("user_id", ForeignKey("users.id")),
+    _text("name"),
+    _text("system"),
+    _text("params"),
+    _int("created_at"),
+    Index(None, "user_id", "created_at"),
 )

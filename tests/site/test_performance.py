@@ -1,0 +1,111 @@
+"""An answer that streams at the end of a long conversation leaves the page free."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.service.running import until
+from tests.site.conftest import Open
+from tests.site.scripted import Scripted, scripted_site
+from tests.site.tracing import CATEGORIES, Frames, frames_of, percentile
+from tests.site.visiting import answers, begin, ended, has_words
+
+pytestmark = pytest.mark.slow
+
+GOAL = 8.0
+"""Milliseconds of script in a frame of 16.7, in 95 of 100 frames."""
+PARAGRAPH = (
+    "The cache holds one **latent vector** per token, so `attention` reads less and $n$ tokens "
+    "need only $512 + 64$ numbers of a layer; see [the paper](https://example.org/paper).\n\n"
+)
+ANSWER = f"""## Merging
+
+{PARAGRAPH}```python
+def merge(a: list[int], b: list[int]) -> list[int]:
+    '''Merge two sorted lists.'''
+    result: list[int] = []
+    i = j = 0
+    while i < len(a) and j < len(b):
+        if a[i] <= b[j]:
+            result.append(a[i])
+            i += 1
+        else:
+            result.append(b[j])
+            j += 1
+    return result + a[i:] + b[j:]
+```
+
+1. first
+2. second
+   - inner
+
+| model | cache | speed |
+|---|--:|--:|
+| dense | 4096 | 1.0 |
+| latent | 576 | 5.8 |
+
+$$
+\\mathrm{{softmax}}\\left(\\frac{{q k^\\top}}{{\\sqrt{{d}}}}\\right) v
+$$
+
+"""
+MESSAGES = 500
+
+
+def conversation() -> dict[str, Any]:
+    messages: list[dict[str, Any]] = []
+    for place in range(MESSAGES):
+        role, content = ("user", f"Question {place}") if place % 2 == 0 else ("assistant", ANSWER)
+        messages.append({
+            "id": f"m{place}", "parent_id": messages[-1]["id"] if messages else None,
+            "role": role, "content": content, "created_at": place,
+        })  # fmt: skip
+    return {"title": "Long", "messages": messages}
+
+
+def opened(site: Scripted, visit: Open) -> Page:
+    """The conversation, in the browser."""
+    origin = {"Origin": site.address}
+    body = {"conversations": [conversation()]}
+    made = httpx.post(f"{site.address}/api/chat/import", json=body, headers=origin, timeout=60)
+    assert made.status_code == 200, made.text
+    page = visit(site.address).open(f"/c/{made.json()['conversations'][0]['id']}")
+    expect(answers(page)).to_have_count(MESSAGES // 2)
+    return page
+
+
+def measured(browser: Browser, page: Page, site: Scripted) -> Frames:
+    """What an answer of some seconds costs; nothing asks the page meanwhile."""
+    answer = begin(page, "Once more?")
+    has_words(answer, 10)
+    browser.start_tracing(page=page, categories=CATEGORIES)
+    until(lambda: site.engine.open == 0, 60)
+    frames = frames_of(browser.stop_tracing())
+    ended(answer)
+    return frames
+
+
+def test_five_hundred_messages(
+    built: Path, browser: Browser, visit: Open, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted_site(tmp_path, max_context=1_000_000) as site:
+        page = opened(site, visit)
+        # About 130 tokens a second.
+        site.text, site.size, site.pause = ANSWER + 3 * PARAGRAPH, 4, 0.0075
+        runs = [measured(browser, page, site) for _ in range(3)]
+    figures = [percentile(run.script, 0.95) for run in runs]
+    with capsys.disabled():
+        for run in runs:
+            print(
+                f"\nscript per frame: median {statistics.median(run.script):.2f}, "
+                f"95 % {percentile(run.script, 0.95):.2f}, most {max(run.script):.2f} ms; drawing: "
+                f"95 % {percentile(run.drawing, 0.95):.2f} ms; {len(run.script)} frames"
+            )
+    assert all(len(run.script) > 30 for run in runs)
+    assert statistics.median(figures) < GOAL

@@ -1,0 +1,146 @@
+"""A platform as it is after a month: people, keys, money, usage, and what was said."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from sqlalchemy import Connection
+
+from dsv2.service.settings import ServeSettings
+from dsv2.service.store import Store, codes, keys, ledger, open_store, reservations, users
+from dsv2.service.store.checks import now_ms
+from dsv2.service.store.keys import KeyLimits
+from dsv2.service.store.prices import Usage
+from dsv2.service.store.reservations import Ask
+from dsv2.service.store.settings import load_settings
+from tests.service.running import Running
+
+PASSWORD = "correct horse battery"
+ADMIN = "root@example.org"
+RESIDENT = "mei@example.org"
+DAY = 86_400_000
+DOLLAR = 1_000_000
+
+MAIN = "What is MLA?"
+CHATS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("What is 84 - 37?", "Thanks!"), ("arithmetic",)),
+    (("Hello!", "How large are you?"), ()),
+    (("Write a Python function that reverses a string.",), ("python",)),
+    (("What is DeepSeek-V2-Lite?", "What is YaRN?"), ()),
+    ((MAIN, "Write a Python function that checks if a number is prime.", "What is 17 + 25?"), ()),
+)
+"""What is asked in each conversation, and its tags; the last is the newest."""
+
+
+@contextmanager
+def opened(server: Running) -> Iterator[Store]:
+    """The database of a server."""
+    store = open_store(ServeSettings(data=server.data).database_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def hashed_password(store: Store) -> str:
+    """Of everybody here."""
+    with store.read() as db:
+        return users.hash_password(load_settings(db), PASSWORD)
+
+
+@dataclass(frozen=True)
+class World:
+    """Where a resident's things are.
+
+    Attributes:
+        chats: addresses of conversations by what was asked first.
+        user: address of another user's page.
+    """
+
+    chats: dict[str, str] = field(default_factory=dict)
+    user: str = ""
+
+
+def settled(server: Running) -> World:
+    """Let a resident, who is an administrator too, have been here for a month."""
+    with opened(server) as store:
+        hashed, now = hashed_password(store), now_ms()
+        with store.write() as db:
+            resident = users.add_user(
+                db, RESIDENT, now=now - 31 * DAY, password_hash=hashed, role="admin"
+            )
+            for email in ("ines@example.org", "omar@example.org", "yuki@example.org"):
+                other = users.add_user(db, email, now=now - 9 * DAY, password_hash=hashed)
+            users.set_status(db, other.id, "suspended", actor="test", now=now)
+            _money(db, resident.account_id, now)
+            made = _keys(db, resident.id, resident.account_id, now)
+            _usage(db, resident.account_id, made, now)
+            for uses in (1, 25):
+                codes.create_code(db, amount=5 * DOLLAR, actor="test", now=now, max_uses=uses)
+    return World(_chats(server), f"/admin/users/{other.id}")
+
+
+def _money(db: Connection, account: str, now: int) -> None:
+    for days, book, dollars, memo in (
+        (31, "granted", 5, "Welcome"),
+        (29, "paid", 50, "Invoice 2041"),
+        (8, "paid", 25, "Invoice 2107"),
+    ):
+        ledger.deposit(
+            db, account, book=book, amount=dollars * DOLLAR, cause=f"{memo} {account}",
+            actor="test", now=now - days * DAY, memo=memo,
+        )  # fmt: skip
+
+
+def _keys(db: Connection, user: str, account: str, now: int) -> list[str]:
+    ids = []
+    month = KeyLimits(budget=20 * DOLLAR, budget_period="month", requests_per_minute=600)
+    for name, limits in (("editor", None), ("evaluation", month), ("old notebook", None)):
+        key, _ = keys.create_key(
+            db, account_id=account, user_id=user, name=name, now=now - 30 * DAY, limits=limits
+        )
+        ids.append(key.id)
+    keys.revoke_key(db, account, ids[-1], actor="test", now=now)
+    return ids[:2]
+
+
+def _usage(db: Connection, account: str, made: list[str], now: int) -> None:
+    chance = random.Random(7)
+    for day in range(29, 0, -1):
+        for number in range(chance.randint(1, 5) if day % 7 else 1):
+            at = now - day * DAY + number * 60_000
+            name = f"past-{day}-{number}"
+            prompt, answer = chance.randint(20_000, 400_000), chance.randint(10_000, 120_000)
+            key = made[0] if number % 3 else made[1]
+            ask = Ask(name, account, key, "pocket", prompt, answer)
+            reservations.reserve(db, ask, owner="test", now=at, expires_at=at + 60_000)
+            used = Usage(prompt, int(prompt * chance.uniform(0.2, 0.8)), answer)
+            reservations.settle(db, name, used, finish="stop", now=at + 4_000)
+
+
+def _chats(server: Running) -> dict[str, str]:
+    """Real answers of the shipped model."""
+    found = {}
+    with httpx.Client(
+        base_url=server.address, headers={"Origin": server.address}, timeout=60
+    ) as person:
+        done = person.post("/api/account/log-in", json={"email": RESIDENT, "password": PASSWORD})
+        assert done.status_code == 200, done.text
+        for asked, tags in CHATS:
+            body = {"params": {"temperature": 0, "logprobs": True}, "tags": list(tags)}
+            made = person.post("/api/chat/conversations", json=body).json()["id"]
+            parent = None
+            for content in asked:
+                sent = person.post(
+                    f"/api/chat/conversations/{made}/messages",
+                    json={"parent_id": parent, "content": content},
+                )
+                assert sent.status_code == 201, sent.text
+                parent = sent.json()["answer"]["id"]
+                person.get(f"/api/chat/messages/{parent}/events")  # until it is whole
+            found[asked[0]] = f"/c/{made}"
+    return found

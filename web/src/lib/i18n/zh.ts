@@ -1,0 +1,6 @@
+import type { Catalogue } from './i18n.svelte';
+import { chat } from './zh/chat';
+import { platform } from './zh/platform';
+import { shell } from './zh/shell';
+
+export const zh: Catalogue = { ...shell, ...chat, ...platform };
