@@ -31,7 +31,7 @@ _MODULES = {
     "torch": ("dsv2.kernels.library",),
     "triton": (
         "dsv2.kernels.triton.mla_decode",
-        "dsv2.kernels.triton.mla_prefill",
+        "dsv2.kernels.triton.mla_prefill_grad",
         "dsv2.kernels.triton.executor",
         "dsv2.kernels.triton.adamw",
         "dsv2.kernels.triton.cross_entropy",

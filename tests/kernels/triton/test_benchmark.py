@@ -17,7 +17,7 @@ def test_every_kernel_is_right_and_written_down(tmp_path: Path) -> None:
     assert main(["--tiny", "--csv", str(tmp_path / "out.csv")]) == 0
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert {"mla_decode", "mla_prefill", "mla_prefill_grad", "experts"} <= {
+    assert {"mla_decode", "mla_prefill", "mla_prefill_grad", "experts", "experts_grad"} <= {
         row["kernel"] for row in rows
     }
     assert not any(row["failure"] for row in rows)

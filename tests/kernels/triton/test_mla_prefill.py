@@ -12,7 +12,8 @@ from tests.kernels.triton.place import DEVICE, HALF, draw
 pytest.importorskip("triton")
 
 from dsv2.kernels.triton.launch import bounds
-from dsv2.kernels.triton.mla_prefill import attend_expanded, attend_ragged, merge_attention
+from dsv2.kernels.triton.mla_prefill import attend_ragged, merge_attention
+from dsv2.kernels.triton.mla_prefill_grad import attend_expanded
 
 SCALE = 0.3
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from dsv2.kernels import reference
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.registry import select
+from dsv2.model.init import init_weights
+from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
+from dsv2.training.config import OptimizerConfig
+from dsv2.training.losses import next_token_loss
+from dsv2.training.optim import MasterAdamW
 from tests.kernels.triton.place import draw
+from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.gpu
 
@@ -76,27 +83,26 @@ def test_a_cuda_graph_holds_a_decode_step() -> None:
     torch.testing.assert_close(out.float(), case.reference(0.2), atol=2e-2, rtol=2e-2)
 
 
-def test_a_training_step_is_right_and_the_same_each_time() -> None:
-    """Loss and gradients of a small model, bf16 on Triton against fp32 on the readable ops."""
-    from dsv2.model.init import init_weights
-    from dsv2.model.transformer import Transformer
-    from dsv2.training.losses import next_token_loss
-    from tests.tiny import tiny_config
-
+def training_case(dtype: torch.dtype, backend: str) -> tuple[Transformer, RaggedBatch, Tensor]:
+    """A small model of the published widths per head, documents and their targets."""
     config = tiny_config(
         hidden_size=256, moe_intermediate_size=128, qk_nope_head_dim=128, qk_rope_head_dim=64,
         v_head_dim=128, kv_lora_rank=256,
     )  # fmt: skip
     tokens = torch.randint(config.vocab_size, (700,), generator=torch.Generator().manual_seed(0))
     batch = RaggedBatch.packed(tokens, (300, 1, 399)).to("cuda")
-    targets = tokens.roll(-1).cuda()
+    model = Transformer(config, backend=backend)
+    init_weights(model, torch.Generator().manual_seed(1), 0.05)
+    # Rounded alike, or routing would differ.
+    return model.bfloat16().to("cuda", dtype), batch, tokens.roll(-1).cuda()
 
-    def step(dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
-        model = Transformer(config, backend=backend)
-        init_weights(model, torch.Generator().manual_seed(1), 0.05)
-        # Rounded alike, or routing would differ.
-        model = model.bfloat16().to("cuda", dtype)
-        loss = next_token_loss(model, batch, targets).nll / len(tokens)
+
+def test_a_training_step_is_right_and_the_same_each_time() -> None:
+    """Loss and gradients in bf16 on Triton, against fp32 on the readable ops."""
+
+    def step(dtype: torch.dtype, backend: str) -> list[Tensor]:
+        model, batch, targets = training_case(dtype, backend)
+        loss = next_token_loss(model, batch, targets).nll / len(targets)
         loss.backward()
         return [loss.detach().float(), *(p.grad.float() for p in model.parameters())]
 
@@ -107,6 +113,23 @@ def test_a_training_step_is_right_and_the_same_each_time() -> None:
     for one, theirs in zip(ours[1:], expected[1:], strict=True):
         # Tokens near a tie of two experts may be sent elsewhere in bf16.
         assert float((one - theirs).norm() / theirs.norm()) < 0.15
+
+
+def test_a_training_step_does_not_wait_for_the_device() -> None:
+    model, batch, targets = training_case(torch.bfloat16, "auto")
+    optimizer = MasterAdamW(model, OptimizerConfig())
+
+    def step() -> None:
+        (next_token_loss(model, batch, targets).nll / len(targets)).backward()
+        optimizer.accumulate()
+        optimizer.step(1e-4, optimizer.gradient_norm())
+
+    step()  # compiles, and puts the rotary frequencies on the device
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("tokens", [200, 3000])
@@ -155,7 +178,7 @@ def test_a_trainable_model_with_a_cache(form: str) -> None:
         tokens = [one.cuda() for one in sequences(40, 90)]
         cached = Cached(model, tokens)
         steps = [{0: 17, 1: 3}, {1: 61, 0: 1}, {0: 1, 1: 1}, {0: 21, 1: 25}]
-        pieces: list[list[torch.Tensor]] = [[], []]
+        pieces: list[list[Tensor]] = [[], []]
         for step in steps:
             for which, logits in cached.step(step, form).items():
                 pieces[which].append(logits)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv2.kernels import flashinfer, reference
 from dsv2.kernels.registry import available, select
-from dsv2.kernels.triton import mla_decode, mla_prefill
+from dsv2.kernels.triton import mla_decode, mla_prefill, mla_prefill_grad
 from dsv2.kernels.triton.bench import ELSEWHERE, HERE, KernelBench, describe, relative
 from dsv2.kernels.triton.launch import bounds
 from dsv2.shapes import BLOCK_SIZE
@@ -196,7 +196,7 @@ def bench_prefill(
         out, lse = mla_prefill.attend_ragged(q, k, v, cu_q, cu_k, new, scale)
 
         def call() -> tuple[Tensor, ...]:
-            return mla_prefill.attend_ragged_backward(
+            return mla_prefill_grad.attend_ragged_backward(
                 grad, q, k, v, out, lse, cu_q, cu_k, new, total, scale, tiles
             )
 
@@ -214,7 +214,7 @@ def bench_prefill(
     for tiles in bench.others(forward) if with_forward else ():
         name = describe(tiles)
         bench.attempt("mla_prefill", case, name, partial(run_forward, tiles, name))
-    keys, queries = mla_prefill.BACKWARD_KEYS, mla_prefill.BACKWARD_QUERIES
+    keys, queries = mla_prefill_grad.BACKWARD_KEYS, mla_prefill_grad.BACKWARD_QUERIES
     make = mla_prefill.PrefillTiles
     backward = [
         (keys, queries),

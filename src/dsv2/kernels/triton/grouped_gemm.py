@@ -74,9 +74,8 @@ def expert_tiles(rows: int, experts: int, dtype: torch.dtype) -> ExpertTiles:
 
 
 @triton.jit
-def _tile_of(tiles, columns, GROUP: tl.constexpr):
-    """The tile and the block of columns of this program: GROUP tiles share a block in turn."""
-    program = tl.program_id(0)
+def _tile_of(program, tiles, columns, GROUP: tl.constexpr):
+    """The tile and the block of columns of a program: GROUP tiles share a block in turn."""
     first = program // (GROUP * columns) * GROUP
     size = tl.minimum(tiles - first, GROUP)
     within = program % (GROUP * columns)
@@ -96,7 +95,7 @@ def _grouped(
     place, else ``x`` lies in the experts' order already. KEEP also leaves both products, before
     the SiLU, for the gradient. UNIFORM: every matrix has ``each`` rows, one after another.
     """
-    tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
+    tile, block = _tile_of(tl.program_id(0), tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     if UNIFORM:
         per = tl.cdiv(each, ROWS)
         expert = tile // per

@@ -70,7 +70,7 @@ def _grouped_rows_grad(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out[place] = x[place] weight[e]``, with PAIR also ``+ x_too[place] weight_too[e]``."""
-    tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
+    tile, block = _tile_of(tl.program_id(0), tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     expert = tl.load(tile_expert + tile)
     if expert >= 0:
         first = tl.load(tile_first + tile)
@@ -97,16 +97,14 @@ def _grouped_matrix_grad(
     PROGRAMS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out[e] = left[rows of e]^T right[rows of e]``; programs take tiles in turn."""
-    blocks = tl.cdiv(M, ROWS)
-    each = blocks * tl.cdiv(N, COLUMNS)
+    tiles = tl.cdiv(M, ROWS)
+    blocks = tl.cdiv(N, COLUMNS)
+    each = tiles * blocks
     for program in range(tl.program_id(0), experts * each, PROGRAMS):
         expert = program // each
-        turn = program % each
-        first = turn // (GROUP * (each // blocks)) * GROUP
-        size = tl.minimum(blocks - first, GROUP)
-        within = turn % (GROUP * (each // blocks))
-        m_first = (first + within % size) * ROWS
-        n_first = within // size * COLUMNS
+        tile, block = _tile_of(program % each, tiles, blocks, GROUP)
+        m_first = tile * ROWS
+        n_first = block * COLUMNS
         begin = tl.load(offsets + expert)
         end = tl.load(offsets + expert + 1)
         whole = begin + (end - begin) // DEPTH * DEPTH

@@ -23,7 +23,8 @@ from dsv2.kernels.ops import AttentionShape, AttentionWeights
 from dsv2.kernels.registry import implements
 from dsv2.kernels.triton.first_products import _turn
 from dsv2.kernels.triton.launch import bounds, on_device, padded
-from dsv2.kernels.triton.mla_prefill import attend_ragged, attend_ragged_backward
+from dsv2.kernels.triton.mla_prefill import attend_ragged
+from dsv2.kernels.triton.mla_prefill_grad import attend_ragged_backward
 from dsv2.kernels.triton.rms_norm import rms_norm
 from dsv2.ragged import RaggedBatch
 

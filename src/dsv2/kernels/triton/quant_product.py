@@ -166,7 +166,7 @@ def _product(
     matrix and tile i has the rows from i ROWS on. BLOCK of 1 means scales per line and row scales.
     PERMUTE looks 4-bit codes up with instructions of NVIDIA's GPUs.
     """
-    tile, block = _tile_of(tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
+    tile, block = _tile_of(tl.program_id(0), tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     if GROUPED:
         expert = tl.load(tile_expert + tile).to(tl.int64)
         place = tl.load(tile_first + tile) + tl.arange(0, ROWS)
