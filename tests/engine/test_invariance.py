@@ -163,8 +163,9 @@ def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> Non
     assert found[1].cached_tokens > found[0].cached_tokens
     assert found[0].logprobs is not None
     assert found[1].logprobs is not None
-    # Rounding activations to 8 bits makes more of a last bit than bf16 does.
-    tolerance = {"float32": 1e-3, "bfloat16": 5e-2}.get(dtype.partition(" on ")[0], 0.3)
+    # Rounding activations to 8 bits makes more of a last bit than bf16 does, and so do the other
+    # kernels that a GPU takes when sums may have any order.
+    tolerance = {"float32": 1e-3, "bfloat16": 5e-2, "float32 on cuda": 1e-3}.get(dtype, 0.3)
     assert found[1].logprobs[0].chosen == pytest.approx(found[0].logprobs[0].chosen, abs=tolerance)
 
 

@@ -173,9 +173,9 @@ def test_the_loss_and_its_gradients() -> None:
 def test_a_trainable_model_with_a_cache(form: str) -> None:
     from tests.model.test_forward import Cached, alone, build, sequences
 
+    tokens = [one.cuda() for one in sequences(40, 90)]
     with torch.device("cuda"):
         model, readable = (build("yarn", name).cuda() for name in ("auto", "reference"))
-        tokens = [one.cuda() for one in sequences(40, 90)]
         cached = Cached(model, tokens)
         steps = [{0: 17, 1: 3}, {1: 61, 0: 1}, {0: 1, 1: 1}, {0: 21, 1: 25}]
         pieces: list[list[Tensor]] = [[], []]
