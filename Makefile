@@ -8,6 +8,8 @@ PROMPT ?= What is 17 + 25?
 # Options of `dsv2 serve`, such as SERVE="v2-lite-chat --port 80".
 SERVE ?= pocket
 
+# One pip at a time in one environment.
+.NOTPARALLEL:
 .PHONY: serve run test test-all check check-web format install install-dev clean
 
 serve: install $(VENV)/.site ## Set up, then serve the pocket model: chat site, API, accounts and keys at http://127.0.0.1:8000
@@ -60,7 +62,7 @@ $(VENV)/.installed-dev: $(BUILD) | $(BIN)/python
 
 # The installation has built the site, and then there is nothing to do.
 $(VENV)/.site: $(WEB) | $(VENV)/.installed
-	@case "$$DSV2_SITE" in OFF) ;; *) $(BIN)/python web/npm.py built || \
+	@case "$$DSV2_SITE" in OFF|off|NO|no|FALSE|false|0) ;; *) $(BIN)/python web/npm.py built || \
 	  { $(BIN)/pip install --quiet --disable-pip-version-check $(NODE) && \
 	    $(BIN)/python web/npm.py build; };; esac
 	@touch $@

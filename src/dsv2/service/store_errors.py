@@ -34,7 +34,9 @@ def api_error_of(error: StoreError) -> ApiError:
         case errors.BudgetError():
             return ApiError(402, f"Insufficient Balance: {error}", code="budget_exceeded")
         case errors.FieldError():
-            return ApiError(422, _sentence(error), param=error.field)
+            # A place in an archive stands as it is there.
+            words = str(error) if "[" in error.field else _sentence(error)
+            return ApiError(422, words, param=error.field)
         case errors.NotFoundError():
             return ApiError(404, _sentence(error))
         case errors.LimitError():

@@ -376,7 +376,9 @@ def test_a_malformed_import_is_refused_as_a_whole(
     body = {"conversations": [{"title": "sound"}, conversation]}
     answer = talk.browser.post("/api/chat/import", body)
     assert answer.status_code in (400, 422)
-    assert answer.json()["error"]["param"] == f"conversations[1].{place}"
+    error = answer.json()["error"]
+    assert error["param"] == f"conversations[1].{place}"
+    assert error["message"].startswith(error["param"])
     assert talk.browser.get(CHATS).json()["conversations"] == []
 
 
