@@ -44,7 +44,8 @@ class Scripted:
 
     def __init__(self, folder: Path, *, max_context: int = 2048) -> None:
         self.text, self.size, self.pause = "Yes.", 3, 0.0
-        self.allowed, self.error = FAR, None
+        self.allowed = FAR
+        self.error: Exception | None = None
         self.tokenizer = pocket_tokenizer()
         self.engine = FakeEngine(self._script, max_context=max_context)
         self.store = open_store(f"sqlite:///{folder / 'site.sqlite'}")
@@ -63,8 +64,6 @@ class Scripted:
             uvicorn.Config(self.app, host="127.0.0.1", port=0, log_level="error", lifespan="off")
         )
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
-
-    error: Exception | None
 
     def _script(self, request: Request) -> Iterable[Step]:
         text, size = self.text, self.size

@@ -97,9 +97,9 @@ def conversation(title: str, said: list[str]) -> dict[str, object]:
 
 
 def test_conversations_that_are_imported(
-    server: Running, visit: Open, texts: list[str], tmp_path: Path
+    scripted: Scripted, visit: Open, texts: list[str], tmp_path: Path
 ) -> None:
-    page = visit(server.address).open()
+    page = visit(scripted.address).open()
     texts = [text.replace("\x00", "") for text in texts]  # which JSON of ours refuses
     titles = [text[:200] for text in texts if "\n" not in text][:40]
     made = [conversation(titles[0], texts), *(conversation(title, [title]) for title in titles[1:])]

@@ -91,7 +91,7 @@ def an_answer_is_stopped_repeated_and_continued(page: Page) -> None:
     answer.get_by_role("button", name="Answer again").click()
     expect(answers(page).last).to_have_attribute("aria-busy", "true")
     has_words(answer, 20)
-    page.keyboard.press("Escape")
+    composer(page).press("Escape")
     ended(answer)
     version = answer.get_by_role("img", name=re.compile("Version"))
     expect(version).to_have_accessible_name("Version 2 of 2")
