@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,14 +40,12 @@ def _missing(message: str) -> NoReturn:
 @pytest.fixture(scope="session")
 def built() -> Path:
     """The folder of the built site."""
-    if not (FOLDER / PAGE).is_file():
-        npm = shutil.which("npm")
-        if npm is None or not (WEB / "node_modules").is_dir():
-            _missing("THE SITE IS NOT BUILT: run `npm ci && npm run build` in web/")
-        done = subprocess.run(
-            ["npm", "run", "build"], cwd=WEB, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"the site cannot be built\n{done.stdout}{done.stderr}"
+    done = subprocess.run(
+        [sys.executable, WEB / "npm.py", "built"], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        _missing(f"THE SITE IS NOT BUILT from these sources: run `make serve`\n{done.stderr}")
+    assert (FOLDER / PAGE).is_file()
     return FOLDER
 
 
