@@ -21,6 +21,11 @@ TOP_LOGPROBS = 5
 """Alternatives that are kept of each token, where its logprobs are wanted."""
 
 
+DEFAULTS = {"temperature": 0.3, "top_p": 0.95}
+"""Sampling where a conversation says nothing of it: what the published chat models come with. The API
+itself has 1 for both, as DeepSeek's has."""
+
+
 class SiteBody(Body):
     """A body of the chat site: what it does not know it refuses."""
 
@@ -133,5 +138,5 @@ def chat_body(
         messages=messages,
         continue_final_message=True if begun else None,
         logprobs=params.logprobs,
-        **params.sampling,
+        **(DEFAULTS | params.sampling),
     )

@@ -9,10 +9,10 @@ export const chat = {
   'chat.toLatest': 'To the latest message',
 
   'welcome.title': 'What would you like to work on?',
-  'welcome.code': 'Write a Python function that merges two sorted lists, with tests',
-  'welcome.math': 'Derive the softmax gradient step by step',
-  'welcome.text': 'Make this paragraph clearer: ',
-  'welcome.explain': 'Explain multi-head latent attention to a programmer',
+  'welcome.prime': 'Write a Python function that checks if a number is prime.',
+  'welcome.sum': 'What is 17 + 25?',
+  'welcome.reverse': 'Write a Python function that reverses a string.',
+  'welcome.mla': 'What is MLA?',
 
   'list.label': 'Chats',
   'list.search': 'Search chats',
@@ -131,9 +131,9 @@ export const chat = {
 
   'param.default': 'default',
   'param.temperature': 'Temperature',
-  'param.temperature.hint': '0 always takes the likeliest token.',
+  'param.temperature.hint': '0 always takes the likeliest token. Empty: 0.3.',
   'param.top_p': 'Top p',
-  'param.top_p.hint': 'Only the likeliest with this share.',
+  'param.top_p.hint': 'Only the likeliest with this share. Empty: 0.95.',
   'param.top_k': 'Top k',
   'param.top_k.hint': 'Only the k likeliest; 0 is all.',
   'param.min_p': 'Min p',

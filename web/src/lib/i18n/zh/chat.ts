@@ -8,10 +8,10 @@ export const chat = {
   'chat.toLatest': '跳到最新消息',
 
   'welcome.title': '今天想做点什么？',
-  'welcome.code': '用 Python 写一个合并两个有序列表的函数，并附上测试',
-  'welcome.math': '一步步推导 softmax 的梯度',
-  'welcome.text': '把这段话改得更清楚：',
-  'welcome.explain': '向程序员解释多头潜在注意力（MLA）',
+  'welcome.prime': '用 Python 写一个判断质数的函数。',
+  'welcome.sum': '17 + 25 等于多少？',
+  'welcome.reverse': '用 Python 写一个反转字符串的函数。',
+  'welcome.mla': '什么是 MLA？',
 
   'list.label': '对话列表',
   'list.search': '搜索对话',
@@ -130,9 +130,9 @@ export const chat = {
 
   'param.default': '默认',
   'param.temperature': '温度',
-  'param.temperature.hint': '为 0 时总是选择最可能的 token。',
+  'param.temperature.hint': '为 0 时总是选择最可能的 token。留空为 0.3。',
   'param.top_p': 'Top p',
-  'param.top_p.hint': '只取累计概率达到此值的候选。',
+  'param.top_p.hint': '只取累计概率达到此值的候选。留空为 0.95。',
   'param.top_k': 'Top k',
   'param.top_k.hint': '只取前 k 个候选；0 表示全部。',
   'param.min_p': 'Min p',
