@@ -7,9 +7,9 @@ Both read one file of random weights. Points of their benchmarks that matter:
   prompts and absorbed generation, fused experts, weights repacked at load;
 - sequences of a batch share their prompt in both (``-pps``): it is computed once, so that a round
   takes minutes less, and its cache, a hundredth of what a step reads, is read once;
-- ik_llama.cpp's batch benchmark feeds the same token to every sequence, so that all choose the same experts
-  and it reads far fewer than llama.cpp's and ours, which draw tokens. Its figures on those rows
-  are of less work.
+- ik_llama.cpp's batch benchmark feeds the same token to every sequence, so that all choose the same
+  experts and it reads far fewer than llama.cpp's and ours, which draw tokens. Its figures on those
+  rows are of less work.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def _tile_of(program, tiles, columns, GROUP: tl.constexpr):
 def _grouped(
     x, weight, other, out, kept, kept_up, order, tile_expert, tile_first, tile_end, tiles, repeats,
     each, DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr,
-    KEEP: tl.constexpr, UNIFORM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
-    GROUP: tl.constexpr, PRECISION: tl.constexpr,
+    KEEP: tl.constexpr, UNIFORM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr, GROUP: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """``out[place] = x[row] weight[e]^T``, or, GATED, silu of that times ``x[row] other[e]^T``.
 
