@@ -49,9 +49,9 @@ def built() -> Path:
     return FOLDER
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium without a window."""
+    """A Chromium without a window; not for longer, since its loop of events runs meanwhile."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if program is None:
         _missing("THERE IS NO CHROMIUM: the site was not tested (Debian: apt-get install chromium)")

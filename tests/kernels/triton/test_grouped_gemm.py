@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dsv2.kernels import reference
 from dsv2.kernels.ops import ExpertWeights
+from dsv2.kernels.triton.vector_experts import VectorTiles, experts_vector
 from tests.kernels.triton.place import DEVICE, HALF, draw
 
 pytest.importorskip("triton")
@@ -15,10 +16,8 @@ pytest.importorskip("triton")
 from dsv2.kernels.triton.expert_order import order_by_expert
 from dsv2.kernels.triton.grouped_gemm import (
     TILES,
-    VectorTiles,
     expert_tiles,
     experts_grouped,
-    experts_vector,
     run_experts,
 )
 

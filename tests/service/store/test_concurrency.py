@@ -222,5 +222,5 @@ def test_a_kill_before_settling_charges_once(store: Store, url: str, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hundred_kills_before_settling(store: Store, url: str, tmp_path: Path) -> None:
-    kill_before_settling(store, url, tmp_path, kills=200)
+def test_a_hundred_kills_before_settling(store: Store, url: str, tmp_path: Path) -> None:
+    kill_before_settling(store, url, tmp_path, kills=100)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsv2.kernels import reference
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.registry import select
-from dsv2.kernels.triton import grouped_gemm
+from dsv2.kernels.triton import grouped_gemm, vector_experts
 from dsv2.kernels.triton.bench import KernelBench, describe, relative
 from dsv2.kernels.triton.expert_order import order_by_expert
 
@@ -82,7 +82,7 @@ def bench_experts(bench: KernelBench, tokens: int, weights_of: ExpertWeights, re
     if rows <= grouped_gemm.VECTOR_ROWS:
         cuts = [(1, 2, 2, 8), (2, 4, 2, 8), (1, 4, 2, 8), (2, 2, 1, 2), (2, 4, 2, 4), (8, 4, 8, 4)]
         for cut in cuts if bench.tune else []:
-            tiles = grouped_gemm.VectorTiles(*cut)
+            tiles = vector_experts.VectorTiles(*cut)
             name = f"vector {describe(tiles)}"
             vector = partial(_run_vector, x, mix, weights_of, tiles)
             bench.attempt("experts", case, name, partial(run, vector, name))
@@ -96,9 +96,9 @@ def _run_experts(
 
 
 def _run_vector(
-    x: Tensor, mix: Tensor, weights: ExpertWeights, tiles: grouped_gemm.VectorTiles, ids: Tensor
+    x: Tensor, mix: Tensor, weights: ExpertWeights, tiles: vector_experts.VectorTiles, ids: Tensor
 ) -> Tensor:
-    return grouped_gemm.experts_vector(x, ids, mix, weights, tiles)
+    return vector_experts.experts_vector(x, ids, mix, weights, tiles)
 
 
 def bench_products(

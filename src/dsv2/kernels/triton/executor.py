@@ -26,7 +26,7 @@ from dsv2.kernels.ops import AttentionShape, ExpertWeights
 from dsv2.kernels.registry import BackendError, implements
 from dsv2.kernels.triton.attention import Parts, attend_absorbed, attend_expanded, split
 from dsv2.kernels.triton.first_products import write_and_rotate
-from dsv2.kernels.triton.grouped_gemm import experts_vector, run_experts
+from dsv2.kernels.triton.grouped_gemm import run_experts
 from dsv2.kernels.triton.latent_cache import write_latents
 from dsv2.kernels.triton.linear import (
     VECTOR_TOKENS,
@@ -39,6 +39,7 @@ from dsv2.kernels.triton.linear import (
 from dsv2.kernels.triton.norm_rows import norm_rows
 from dsv2.kernels.triton.quant_product import run_quant_experts
 from dsv2.kernels.triton.router import choose_experts
+from dsv2.kernels.triton.vector_experts import experts_vector
 from dsv2.ragged import RaggedBatch
 
 
