@@ -22,8 +22,8 @@ TOP_LOGPROBS = 5
 
 
 DEFAULTS = {"temperature": 0.3, "top_p": 0.95}
-"""Sampling where a conversation says nothing of it: what the published chat models come with. The
-API itself has 1 for both, as DeepSeek's has."""
+"""Sampling where a conversation says nothing of it: the temperature of the published models' own
+examples, and no long tail. The API itself has 1 for both, as DeepSeek's has."""
 
 
 class SiteBody(Body):
