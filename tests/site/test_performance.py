@@ -56,6 +56,8 @@ $$
 
 """
 MESSAGES = 500
+LEAST = 10
+"""Frames with script in a run that counts."""
 
 
 def conversation() -> dict[str, Any]:
@@ -99,7 +101,14 @@ def test_five_hundred_messages(
         ask(page, "Ready?")
         # About 130 tokens a second.
         site.text, site.size, site.pause = ANSWER + 3 * PARAGRAPH, 4, 0.0075
-        runs = [measured(browser, page, site) for _ in range(3)]
+        runs: list[Frames] = []
+        for _ in range(8):
+            run = measured(browser, page, site)
+            if len(run.script) >= LEAST:  # a browser that gets no processor draws nothing
+                runs.append(run)
+            if len(runs) == 3:
+                break
+    assert len(runs) == 3, "the browser drew too little to be measured"
     figures = [percentile(run.script, 0.95) for run in runs]
     with capsys.disabled():
         for run in runs:
@@ -108,5 +117,4 @@ def test_five_hundred_messages(
                 f"95 % {percentile(run.script, 0.95):.2f}, most {max(run.script):.2f} ms; drawing: "
                 f"95 % {percentile(run.drawing, 0.95):.2f} ms; {len(run.script)} frames"
             )
-    assert sum(len(run.script) for run in runs) > 30
     assert statistics.median(figures) < GOAL

@@ -35,9 +35,12 @@ class Frames:
 
 
 def frames_of(trace: bytes) -> Frames:
-    """Sums of a trace from one beginning of a frame to the next."""
+    """Sums of a trace from one beginning of a frame to the next; nothing where none was drawn."""
     events: list[dict[str, Any]] = json.loads(trace)["traceEvents"]
-    [main] = {(event["pid"], event["tid"]) for event in events if event["name"] == FRAME}
+    threads = {(event["pid"], event["tid"]) for event in events if event["name"] == FRAME}
+    if not threads:
+        return Frames([], [])
+    [main] = threads
     mine = [event for event in events if (event["pid"], event["tid"]) == main]
     begins = sorted(event["ts"] for event in mine if event["name"] == FRAME)
     return Frames(_per_frame(mine, SCRIPT, begins), _per_frame(mine, DRAWING, begins))
