@@ -11,7 +11,16 @@ from playwright.sync_api import Locator, Page, expect
 from tests.service.running import Running
 from tests.site.conftest import Open
 from tests.site.scripted import Scripted
-from tests.site.visiting import answers, ask, choose, composer, configure, questions, words_of
+from tests.site.visiting import (
+    answers,
+    ask,
+    choose,
+    composer,
+    configure,
+    ended,
+    questions,
+    words_of,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -25,6 +34,7 @@ def test_everything_goes_by_keys(scripted: Scripted, visit: Open) -> None:
     expect(composer(page)).to_have_value("One line\nand another")
     page.keyboard.press("Enter")
     expect(words_of(answers(page).last)).to_have_text("Yes.")
+    ended(answers(page).last)
     expect(composer(page)).to_be_focused()
     page.keyboard.press("ArrowUp")
     field = questions(page).last.get_by_role("textbox")
@@ -35,6 +45,7 @@ def test_everything_goes_by_keys(scripted: Scripted, visit: Open) -> None:
     scripted.text = "No."
     page.keyboard.press("Control+Shift+E")
     expect(words_of(answers(page).last)).to_have_text("No.")
+    ended(answers(page).last)
     page.keyboard.press("Control+Shift+C")
     expect(page.get_by_text("Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "No."
