@@ -191,6 +191,28 @@ describe('a conversation', () => {
     expect(open.messages).toContain(shown);
   });
 
+  test('is not told by an old answer that a message runs again', async () => {
+    const running = message({
+      id: 'a1',
+      role: 'assistant',
+      parent_id: 'u1',
+      content: 'Hel',
+      status: 'running',
+    });
+    const done: Message = { ...running, content: 'Hello', status: 'complete' };
+    routes['GET /messages/a1/events'] = () =>
+      event('delta', { at: 3, text: 'lo' }) + event('done', done);
+    const open = new OpenConversation(whole([USER, running], 'a1'));
+    routes['GET /conversations/c'] = () => {
+      open.last!.take(done); // while the answer to this was on its way
+      return whole([USER, running], 'a1');
+    };
+    await open.refresh();
+    expect(open.last?.status).toBe('complete');
+    expect(open.last?.content).toBe('Hello');
+    open.close();
+  });
+
   test('does not lose text that the stream knew already', () => {
     const running = message({
       id: 'a1',

@@ -44,9 +44,10 @@ export class OpenConversation {
 
   /** Read it again: another page may have changed it. */
   async refresh(): Promise<void> {
+    const asked = performance.now();
     const whole = await api.getConversation(this.id);
     if (this.pending) return;
-    this.#take(whole);
+    this.#take(whole, asked);
     this.#followAll();
   }
 
@@ -148,7 +149,8 @@ export class OpenConversation {
     }
   }
 
-  #take(whole: Conversation): void {
+  /** @param asked  when; what a message has heard since is newer. */
+  #take(whole: Conversation, asked = performance.now()): void {
     this.title = whole.title;
     this.tags = whole.tags;
     this.isPinned = whole.is_pinned;
@@ -158,7 +160,7 @@ export class OpenConversation {
     this.messages = whole.messages.map((message) => {
       const shown = known.get(message.id);
       if (!shown) return new ShownMessage(message);
-      shown.take(message);
+      if (!shown.isNewerThan(asked)) shown.take(message);
       return shown;
     });
     const last = whole.messages.at(-1);

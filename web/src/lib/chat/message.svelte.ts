@@ -31,6 +31,7 @@ export class ShownMessage {
   speed = $state<number | null>(null);
 
   #length = 0;
+  #heard = 0;
   #abort: AbortController | undefined;
   readonly #buffer = new FrameBuffer<Piece>((pieces) => this.#append(pieces));
 
@@ -47,12 +48,18 @@ export class ShownMessage {
     return this.status === 'running';
   }
 
+  /** Whether its stream tells of it now, or has told since a time: then an answer is old. */
+  isNewerThan(time: number): boolean {
+    return this.#abort !== undefined || this.#heard >= time;
+  }
+
   /** Be as the server says. */
   take(message: Message): void {
     // A stream may know more than an answer that was on its way while it ran.
     const isBehind = message.status === 'running' && this.content.startsWith(message.content);
     if (!isBehind || message.content.length > this.content.length) this.content = message.content;
     this.#length = countCodePoints(this.content);
+    this.#heard = performance.now();
     this.status = message.status;
     this.failure = message.failure;
     this.finish = message.finish;
