@@ -54,6 +54,7 @@ const event = (name: string, data: unknown) => `event: ${name}\ndata: ${JSON.str
 
 const USER = message({ id: 'u1', role: 'user' });
 const FIRST = message({ id: 'a1', role: 'assistant', parent_id: 'u1', created_at: 2 });
+const RUNNING: Message = { ...FIRST, content: 'Hel', status: 'running' };
 const SECOND = message({ id: 'a2', role: 'assistant', parent_id: 'u1', created_at: 3 });
 
 describe('a conversation', () => {
@@ -166,17 +167,10 @@ describe('a conversation', () => {
   });
 
   test('goes on reading an answer that runs when it is opened', async () => {
-    const running = message({
-      id: 'a1',
-      role: 'assistant',
-      parent_id: 'u1',
-      content: 'Hel',
-      status: 'running',
-    });
     routes['GET /messages/a1/events'] = () =>
       event('delta', { at: 3, text: 'lo' }) +
-      event('done', { ...running, content: 'Hello', status: 'complete' });
-    const open = new OpenConversation(whole([USER, running], 'a1'));
+      event('done', { ...RUNNING, content: 'Hello', status: 'complete' });
+    const open = new OpenConversation(whole([USER, RUNNING], 'a1'));
     await vi.waitFor(() => expect(open.last?.content).toBe('Hello'));
     await settle();
     expect(open.last?.status).toBe('complete');
@@ -192,20 +186,13 @@ describe('a conversation', () => {
   });
 
   test('is not told by an old answer that a message runs again', async () => {
-    const running = message({
-      id: 'a1',
-      role: 'assistant',
-      parent_id: 'u1',
-      content: 'Hel',
-      status: 'running',
-    });
-    const done: Message = { ...running, content: 'Hello', status: 'complete' };
+    const done: Message = { ...RUNNING, content: 'Hello', status: 'complete' };
     routes['GET /messages/a1/events'] = () =>
       event('delta', { at: 3, text: 'lo' }) + event('done', done);
-    const open = new OpenConversation(whole([USER, running], 'a1'));
+    const open = new OpenConversation(whole([USER, RUNNING], 'a1'));
     routes['GET /conversations/c'] = () => {
       open.last!.take(done); // while the answer to this was on its way
-      return whole([USER, running], 'a1');
+      return whole([USER, RUNNING], 'a1');
     };
     await open.refresh();
     expect(open.last?.status).toBe('complete');
@@ -214,15 +201,8 @@ describe('a conversation', () => {
   });
 
   test('does not lose text that the stream knew already', () => {
-    const running = message({
-      id: 'a1',
-      role: 'assistant',
-      parent_id: 'u1',
-      content: 'Hel',
-      status: 'running',
-    });
-    const open = new OpenConversation(whole([USER, { ...running, content: 'Hello wor' }], 'a1'));
-    open.last!.take(running);
+    const open = new OpenConversation(whole([USER, { ...RUNNING, content: 'Hello wor' }], 'a1'));
+    open.last!.take(RUNNING);
     expect(open.last?.content).toBe('Hello wor');
     open.close();
   });

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -266,17 +267,11 @@ def change_conversation(
         NotFoundError: there is no such conversation, or it is another's.
         FieldError: a value is not allowed.
     """
-    values: dict[str, Any] = {}
-    checks = {
+    checks: dict[str, Callable[[Any], Any]] = {
         "title": check_title, "tags": check_tags, "system": check_system, "params": check_params,
-        "is_pinned": int,
+        "is_pinned": int, "leaf_id": partial(_check_leaf, db, user_id, conversation_id),
     }  # fmt: skip
-    for name, value in changes.items():
-        if name == "leaf_id":
-            _check_leaf(db, user_id, conversation_id, value)
-            values[name] = value
-        else:
-            values[name] = checks[name](value)  # type: ignore[operator]
+    values = {name: checks[name](value) for name, value in changes.items()}
     if values:
         db.execute(sa.update(conversations).where(own(user_id, conversation_id)).values(values))
     return get_heading(db, user_id, conversation_id)
@@ -309,10 +304,12 @@ def delete_conversation(db: Connection, user_id: str, conversation_id: str) -> N
     db.execute(sa.delete(conversations).where(own(user_id, conversation_id)))
 
 
-def _check_leaf(db: Connection, user_id: str, conversation_id: str, leaf_id: object) -> None:
+def _check_leaf(
+    db: Connection, user_id: str, conversation_id: str, leaf_id: str | None
+) -> str | None:
     get_heading(db, user_id, conversation_id)
     if leaf_id is None:
-        return
+        return None
     columns = messages.c
     query = sa.select(columns.id).where(
         columns.id == leaf_id,
@@ -321,6 +318,7 @@ def _check_leaf(db: Connection, user_id: str, conversation_id: str, leaf_id: obj
     )
     if db.execute(query).one_or_none() is None:
         raise FieldError("leaf_id", "is no message of this conversation")
+    return leaf_id
 
 
 def _heading(row: Any) -> Heading:
