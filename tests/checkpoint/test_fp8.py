@@ -137,6 +137,8 @@ def test_a_gpu_keeps_it(published: Path, fp8: Path, monkeypatch: pytest.MonkeyPa
     assert planned(fp8, gpu, "auto", max_memory={"cuda": "1GB"}).weights == "bfloat16"
     with pytest.raises(ValueError, match="'fp8', which is for device cuda with backend 'triton'"):
         planned(fp8, cpu, "fp8")
+    with pytest.raises(ValueError, match="'fp8', which is for device cuda"):
+        loading.prepare("v2-lite-chat", device="cpu", dtype="fp8")  # before anything is pulled
     with pytest.raises(ValueError, match="without max_memory"):
         planned(fp8, gpu, "fp8", max_memory={"cuda": "1GB"})
     with pytest.raises(ValueError, match="in a wider format; dsv2 quantize MODEL FOLDER"):

@@ -100,8 +100,12 @@ def plan_folder(
     """
     stored, dtype = stored_scheme(folder), _full_name(dtype)
     on_gpu = device.type == "cuda" and _is_packed(device, backend)
-    if dtype == FP8:
-        _check_fp8(folder, stored, on_gpu and max_memory is None)
+    _check_fp8(dtype, on_gpu and max_memory is None)
+    if dtype == FP8 and stored != FP8:
+        raise ValueError(
+            f"dtype is 'fp8', but {folder} has its weights in {stored or 'a wider format'}; "
+            "dsv2 quantize MODEL FOLDER --scheme fp8 makes a checkpoint that has"
+        )
     if stored == FP8 and not (on_gpu and max_memory is None and dtype in ("auto", FP8)):
         stored = None  # converted while it is read, as bf16 is
     if not _is_packed(device, backend) and (stored is not None or dtype in SCHEMES):
@@ -135,15 +139,10 @@ def plan_folder(
     return replace(found, free_bytes=limits["cuda"], host_layers=away)
 
 
-def _check_fp8(folder: Path, stored: str | None, has_kernels: bool) -> None:
-    if not has_kernels:
+def _check_fp8(dtype: str, has_kernels: bool) -> None:
+    if dtype == FP8 and not has_kernels:
         raise ValueError(
             "dtype is 'fp8', which is for device cuda with backend 'triton' and without max_memory"
-        )
-    if stored != FP8:
-        raise ValueError(
-            f"dtype is 'fp8', but {folder} has its weights in {stored or 'a wider format'}; "
-            "dsv2 quantize MODEL FOLDER --scheme fp8 makes a checkpoint that has"
         )
 
 
@@ -159,8 +158,8 @@ def _plan(
             f"{', '.join(name for name, kind in LATENT_FORMATS.items() if not kind.floating)}"
         )
     formats = WEIGHTS if packed else UNPACKED
-    if stored is not None:
-        formats = (stored,)
+    if stored is not None or dtype == FP8:
+        formats = (stored or FP8,)
     elif device.type == "cuda" and dtype == "auto":
         formats = ("bfloat16",)
     return plan_memory(
@@ -297,6 +296,7 @@ def prepare(
     """
     place = pick_device(device)
     dtype = _full_name(dtype)
+    _check_fp8(dtype, place.type == "cuda" and _is_packed(place, "auto"))
     done: list[str] = []
 
     def tell(line: str) -> None:
