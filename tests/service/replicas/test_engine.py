@@ -31,6 +31,7 @@ class Response:
 
     def __init__(self, script: list[Any]) -> None:
         self.script, self.was_cancelled = list(script), False
+        self.failure: Exception | None = None
 
     async def __anext__(self) -> bytes:
         await asyncio.sleep(0)
@@ -38,11 +39,14 @@ class Response:
             await asyncio.sleep(60)
         message = self.script.pop(0)
         if isinstance(message, Exception):
+            self.failure = message
             raise message
         return encode(Batch([message]) if isinstance(message, Tokens) else message)
 
     def cancel(self) -> None:
         self.was_cancelled = True
+        if self.failure is not None:
+            raise self.failure  # as Ray does for a request that never reached a replica
 
 
 class Handle:

@@ -7,6 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -233,8 +234,13 @@ class _Call:
 
     def close(self) -> None:
         """Cancel the request at the replica if it is still under way."""
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
         if not self.has_ended:
-            self._response.cancel()
+            # One that Ray has refused or lost by itself raises that here once more.
+            with suppress(RayError, RayServeException):
+                self._response.cancel()
 
 
 def tokenizer_of(files: dict[str, bytes]) -> Tokenizer:
