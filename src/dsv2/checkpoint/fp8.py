@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.buffers import Buffers
 from dsv2.checkpoint.names import (
     Place,
     place_of,
@@ -102,6 +103,7 @@ class Fp8Files:
             folder, wanted, ignored=ignored, state=True
         )
         self._shapes = parameter_shapes(config)
+        self._buffers = Buffers()
         for name, (_, dtype) in stored.items():
             entry = self._files[name].entries[name]
             fits = self._files[name].dtype_of(name) == dtype
@@ -117,10 +119,12 @@ class Fp8Files:
         """
         shape = self._shapes[parameter]
         names = stored_names(parameter, shape)
-        whole = read_stacked(self._files, names)
+        whole = read_stacked(self._files, names, self._buffers)
         weight: Weight = whole
         if is_fp8(parameter, shape):
-            scales = read_stacked(self._files, [f"{name}_scale_inv" for name in names])
+            scales = read_stacked(
+                self._files, [f"{name}_scale_inv" for name in names], self._buffers
+            )
             weight = BlockTensor(whole, scales)
         return weight if ".experts." in parameter else weight[0]
 

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.buffers import Buffers
 from dsv2.checkpoint.fp8 import (
     FP8,
     FP8_SETTINGS,
@@ -130,6 +131,7 @@ class QuantisedFiles:
     def __init__(self, folder: Path, config: ModelConfig, scheme: str) -> None:
         self._scheme = scheme_of(scheme)
         self._shapes = stored_shapes(config, self._scheme)
+        self._buffers = Buffers()
         wanted = {
             name: shape for parts in self._shapes.values() for name, (shape, _) in parts.items()
         }
@@ -146,7 +148,7 @@ class QuantisedFiles:
     def fetch(self, parameter: str) -> Weight:
         """A parameter as it is stored."""
         parts = self._shapes[parameter]
-        tensors = [self._files[name].read(name) for name in parts]
+        tensors = [self._files[name].read(name, self._buffers) for name in parts]
         if len(tensors) == 1:
             return _finite(tensors[0], parameter)
         return QuantTensor(

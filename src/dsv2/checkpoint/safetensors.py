@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.buffers import Buffers
+
 MAX_HEADER_BYTES = 100_000_000
-_HUGE = 4 << 20
-"""Bytes from which huge pages are worth asking for."""
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _STATE_DTYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32}
 _STATE_DTYPES |= {"U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
@@ -93,26 +91,12 @@ class SafetensorsFile:
         if buffer is not destination:
             destination.copy_(buffer)
 
-    def read(self, name: str) -> Tensor:
-        """Tensor ``name`` on the CPU in its own dtype."""
+    def read(self, name: str, buffers: Buffers | None = None) -> Tensor:
+        """Tensor ``name`` on the CPU in its own dtype, in memory of ``buffers`` where given."""
         entry = self.entries[name]
-        tensor = fresh(entry.shape, _STATE_DTYPES[entry.dtype])
+        tensor = (buffers or Buffers()).take(entry.shape, _STATE_DTYPES[entry.dtype])
         self.read_into(name, tensor)
         return tensor
-
-
-def fresh(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor on the CPU, in huge pages where it is large and the system has them.
-
-    Taking 8 GB in small pages costs a virtual machine longer than reading 8 GB into them.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(tuple(shape), dtype=dtype, device="cpu")
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a refusal costs speed only
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
 
 
 def is_finite(tensor: Tensor) -> bool:

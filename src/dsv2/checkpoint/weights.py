@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.buffers import Buffers
 from dsv2.checkpoint.hub import resolve
 from dsv2.checkpoint.names import Place, place_of, published_shapes, stored_names
 from dsv2.checkpoint.safetensors import (
     DTYPES,
     ModelLoadError,
     SafetensorsFile,
-    fresh,
     is_finite,
     open_safetensors,
     write_safetensors,
@@ -210,6 +210,7 @@ class PublishedFiles:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         self._files = _locate(folder, config)
         self._shapes = parameter_shapes(config)
+        self._buffers = Buffers()
 
     def fetch(self, parameter: str) -> Tensor:
         """A parameter in the dtype it is stored in; experts are stacked.
@@ -217,19 +218,22 @@ class PublishedFiles:
         Raises:
             ModelLoadError: it cannot be read, or holds NaN or infinity.
         """
-        whole = read_stacked(self._files, stored_names(parameter, self._shapes[parameter]))
+        names = stored_names(parameter, self._shapes[parameter])
+        whole = read_stacked(self._files, names, self._buffers)
         return whole if ".experts." in parameter else whole[0]
 
 
-def read_stacked(files: Mapping[str, SafetensorsFile], names: Sequence[str]) -> Tensor:
-    """Tensors of one shape and dtype as ``[len(names), *shape]``.
+def read_stacked(
+    files: Mapping[str, SafetensorsFile], names: Sequence[str], buffers: Buffers
+) -> Tensor:
+    """Tensors of one shape and dtype as ``[len(names), *shape]``, in memory of ``buffers``.
 
     Raises:
         ModelLoadError: one cannot be read, or holds NaN or infinity.
     """
     first = files[names[0]]
     shape = first.entries[names[0]].shape
-    whole = fresh((len(names), *shape), first.dtype_of(names[0]))
+    whole = buffers.take((len(names), *shape), first.dtype_of(names[0]))
     for place, name in enumerate(names):
         files[name].read_into(name, whole[place])
         if not is_finite(whole[place]):

@@ -15,11 +15,37 @@ inline float source_value(const Source& s, size_t index) {
   return from_bf16(static_cast<const uint16_t*>(s.data)[index]);
 }
 
+using Words = uint32_t __attribute__((vector_size(16)));
+
+// Four words of four rows become four rows of one word, each `turn`ed.
+template <class Turn>
+void transpose(const uint8_t* in, size_t row_bytes, uint8_t* out, Turn turn) {
+  Words a, b, c, d;
+  std::memcpy(&a, in, 16);
+  std::memcpy(&b, in + row_bytes, 16);
+  std::memcpy(&c, in + 2 * row_bytes, 16);
+  std::memcpy(&d, in + 3 * row_bytes, 16);
+  const Words ab = {a[0], b[0], a[1], b[1]}, cd = {c[0], d[0], c[1], d[1]};
+  const Words ef = {a[2], b[2], a[3], b[3]}, gh = {c[2], d[2], c[3], d[3]};
+  const Words turned[4] = {turn(Words{ab[0], ab[1], cd[0], cd[1]}), turn(Words{ab[2], ab[3], cd[2], cd[3]}),
+                           turn(Words{ef[0], ef[1], gh[0], gh[1]}), turn(Words{ef[2], ef[3], gh[2], gh[3]})};
+  for (int w = 0; w < 4; ++w) std::memcpy(out + static_cast<size_t>(w) * 64, turned + w, 16);
+}
+
 // Vector w of the block takes word w of each row, `turn`ed; rows that are not there are zero.
 template <class Turn>
 void interleave(const void* first, size_t row_bytes, int rows, int words, uint8_t* block, Turn turn) {
   const uint8_t* in = static_cast<const uint8_t*>(first);
-  for (int w = 0; w < words; ++w) {
+  int w = 0;
+  if (rows == kLanes) {
+    for (; w + 4 <= words; w += 4) {
+      for (int lane = 0; lane < kLanes; lane += 4) {
+        transpose(in + lane * row_bytes + static_cast<size_t>(w) * 4, row_bytes,
+                  block + static_cast<size_t>(w) * 64 + lane * 4, turn);
+      }
+    }
+  }
+  for (; w < words; ++w) {
     uint32_t vector[kLanes] = {};
     for (int lane = 0; lane < rows; ++lane) std::memcpy(vector + lane, in + lane * row_bytes + w * 4, 4);
     for (uint32_t& word : vector) word = turn(word);
@@ -33,7 +59,7 @@ inline void pack_floats(const Source& s, Format format, size_t start, int rows, 
   if (s.col_stride == 1 && s.format == format && (wide || s.cols % 2 == 0)) {
     const size_t bytes = wide ? 4 : 2;
     interleave(static_cast<const uint8_t*>(s.data) + start * bytes, s.row_stride * bytes, rows,
-               static_cast<int>(s.cols * bytes / 4), block, [](uint32_t word) { return word; });
+               static_cast<int>(s.cols * bytes / 4), block, [](auto word) { return word; });
     return;
   }
   for (int lane = 0; lane < rows; ++lane) {
@@ -55,7 +81,7 @@ inline void pack_floats(const Source& s, Format format, size_t start, int rows, 
 template <class V>
 void pack_bytes(const Source& s, size_t start, int rows, uint8_t* block) {
   const int8_t* in = static_cast<const int8_t*>(s.data) + start;
-  const auto turn = [](uint32_t word) { return V::kBiased ? word ^ 0x80808080u : word; };
+  const auto turn = [](auto word) { return V::kBiased ? word ^ 0x80808080u : word; };
   if (s.col_stride == 1) {
     interleave(in, s.row_stride, rows, s.cols / 4, block, turn);
     return;
@@ -77,7 +103,8 @@ inline uint32_t code_at(const Source& s, size_t index) {
 }
 
 // Nibbles 0 to 3 of a word as the low nibbles of its bytes.
-inline uint32_t spread(uint32_t x) {
+template <class Word>
+Word spread(Word x) {
   x = (x | x << 8) & 0x00FF00FFu;
   return (x | x << 4) & 0x0F0F0F0Fu;
 }
@@ -86,7 +113,7 @@ inline uint32_t spread(uint32_t x) {
 inline void pack_nibbles(const Source& s, size_t start, int rows, uint8_t* block) {
   if (s.col_stride == 1 && start % 2 == 0 && s.row_stride % 2 == 0) {
     interleave(static_cast<const uint8_t*>(s.data) + start / 2, s.row_stride / 2, rows, s.cols / 8, block,
-               [](uint32_t word) { return spread(word & 0xFFFFu) | spread(word >> 16) << 4; });
+               [](auto word) { return spread(word & 0xFFFFu) | spread(word >> 16) << 4; });
     return;
   }
   for (int c = 0; c < s.cols; c += 8) {
