@@ -29,6 +29,7 @@ import argparse
 import gc
 import itertools
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -376,6 +377,8 @@ def main(words: Sequence[str] | None = None) -> int:
     # As the program `dsv2` has it for the server's engine: with torch's threads spinning between
     # steps the bare engine would be a third slower, and the server look fast beside it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A benchmark that is told to end takes its server along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     options = parser().parse_args(words)
     only = options.only.split(",")
     if unknown := [name for name in only if name not in FIGURES]:

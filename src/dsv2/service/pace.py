@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PER_STREAM = 0.002
+_PER_STREAM = 0.004
 _LONGEST = 0.2
 _WHOLE = 0.5
 
@@ -13,9 +13,9 @@ _WHOLE = 0.5
 class Pace:
     """Seconds between two events of a stream: the more streams, the longer.
 
-    So all of them together are about five hundred events a second at most, of more tokens each
-    where the engine is faster. A stream alone gets each token as an event of its own. No event
-    waits for more than 0.2 s, and the first and the last of an answer do not wait at all.
+    So up to fifty of them together are about 250 events a second at most, of more tokens each where
+    the engine is faster. A stream alone gets each token as an event of its own. No event waits for
+    more than 0.2 s, and the first and the last of an answer do not wait at all.
     """
 
     def __init__(self) -> None:
