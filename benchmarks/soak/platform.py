@@ -143,6 +143,11 @@ class Platform:
         soft = 0 if is_full else resource.RLIM_INFINITY
         resource.prlimit(self.pids["api"], resource.RLIMIT_FSIZE, (soft, resource.RLIM_INFINITY))
 
+    def outbox(self) -> list[str]:
+        """What waits in the outbox or was put aside there; not what a kill left half written."""
+        names = [file.name for file in (self.folder / "data" / "outbox").glob("*")]
+        return [name for name in names if ".tmp-" not in name]
+
     def _await(self) -> None:
         end = time.monotonic() + _LATE
         while True:

@@ -10,11 +10,14 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.soak.books import Heard, check_books, check_ended, totals
+from benchmarks.soak.books import Heard, check_books, check_ended, count_open, totals
 from benchmarks.soak.platform import Platform
+from benchmarks.soak.resources import Trend
 from benchmarks.soak.traffic import Traffic
 
 PLENTY = 10**12
+_SETTLING = 30
+"""Seconds in which what clients have left, and what waits in the outbox, is settled."""
 
 
 @dataclass
@@ -26,7 +29,9 @@ class Outcome:
         problems: what must not be; none where all is well.
         heard: what clients were told.
         kills: by kind.
+        full: times that the disk was full.
         endings: requests by state and by how they ended.
+        trends: of both processes, while nothing was killed.
         seconds: it took.
     """
 
@@ -34,7 +39,9 @@ class Outcome:
     heard: Heard
     problems: list[str] = field(default_factory=list)
     kills: Counter[str] = field(default_factory=Counter)
+    full: int = 0
     endings: Counter[tuple[str, str]] = field(default_factory=Counter)
+    trends: list[Trend] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -69,7 +76,8 @@ class Run:
             traffic.banker(admin, poor),
             traffic.canary(rich[0], 1.0),
         ]
-        self._tasks = [asyncio.create_task(one) for one in work]
+        for one in work:
+            self.begin(one)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -78,6 +86,19 @@ class Run:
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=error[0] is not None)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something go on beside, until the run is over."""
+        self._tasks.append(asyncio.create_task(work))
+
+    async def is_over(self, seconds: float) -> bool:
+        """Wait, and say whether nothing new shall begin."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stop.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def wait(self, seconds: float) -> None:
         """Let the traffic flow."""
@@ -105,14 +126,23 @@ class Run:
         platform = self.platform
         self.outcome.problems += await asyncio.to_thread(check_books, platform.store, platform.born)
 
+    async def _settled(self) -> None:
+        """Wait until nothing is held, or for so long that something never will be let go."""
+        for _ in range(_SETTLING):
+            await asyncio.sleep(1.0)
+            if not await asyncio.to_thread(count_open, self.platform.store):
+                return
+
     async def end(self) -> Outcome:
         """Let everything come to its end, and compare what clients were told with the books."""
         outcome, platform = self.outcome, self.platform
         self._stop.set()
         await asyncio.gather(*self._tasks)
-        await asyncio.sleep(1.0)  # what clients have left is settled by then
+        await self._settled()
         await self.check()
         outcome.problems += outcome.heard.problems
+        if (waiting := platform.outbox()) != []:
+            outcome.problems.append(f"settlements are left over in the outbox: {waiting}")
         outcome.problems += check_ended(platform.store, outcome.heard, self._careful)
         outcome.endings = totals(platform.store)
         outcome.seconds = time.monotonic() - self._began

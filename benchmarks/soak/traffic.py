@@ -84,10 +84,10 @@ class Traffic:
                 try:
                     if act == "whole":
                         answer = await self._whole(http, path, body)
-                        self.heard.usage[answer.request_id] = answer.usage
+                        self._tell(answer)
                     elif act == "stream":
                         answer = await self._stream(http, path, body)
-                        self.heard.usage[answer.request_id] = answer.usage
+                        self._tell(answer)
                     elif act == "leave":
                         await self._leave(http, path, body, dice.randint(1, 6))
                     else:
@@ -125,7 +125,7 @@ class Traffic:
         self.heard.counts["keys"] += 1
         self.heard.keys[key] = answers[0].request_id if answers else ""
         for answer in answers:
-            self.heard.usage[answer.request_id] = answer.usage
+            self._tell(answer)
         if is_streamed:
             if len(answers) > 1:
                 self.heard.problems.append(f"key {key}: a stream was given {len(answers)} times")
@@ -151,9 +151,8 @@ class Traffic:
                     await self._confirm(http, path, body)
                 self.heard.deposits[poor.account_id, f"admin:{cause}"] = amount
                 self.heard.counts["deposits"] += 1
-                known = [one for one in self.heard.usage if one not in self.heard.refunds]
-                if known and dice.random() < 0.2:
-                    chosen = dice.choice(known)
+                if self.heard.latest and dice.random() < 0.2:
+                    chosen = dice.choice(self.heard.latest)
                     if await self._confirm(http, f"/api/admin/requests/{chosen}/refund", None):
                         self.heard.refunds.add(chosen)
                 await asyncio.sleep(dice.uniform(0.02, 0.1))
@@ -168,13 +167,17 @@ class Traffic:
                 except CutError:
                     await self._pause()
                     continue
-                self.heard.usage[answer.request_id] = answer.usage
+                self._tell(answer)
                 self.heard.counts["canary"] += 1
                 text = answer.body["choices"][0]["text"]
                 first = text if first is None else first
                 if text != first:
                     self.heard.problems.append(f"the canary said {text!r} after {first!r}")
                 await asyncio.sleep(seconds)
+
+    def _tell(self, answer: Answer) -> None:
+        self.heard.usage[answer.request_id] = answer.usage
+        self.heard.latest.append(answer.request_id)
 
     async def _pause(self) -> None:
         await asyncio.sleep(_PAUSE)
@@ -232,7 +235,7 @@ class Traffic:
                     if last.get("usage"):
                         # Told: it counts, whatever becomes of the connection now.
                         told = Answer(200, last, b"", is_replayed=False)
-                        self.heard.usage[told.request_id] = told.usage
+                        self._tell(told)
             raise CutError("no end")
 
     async def _leave(
@@ -255,7 +258,7 @@ class Traffic:
                 answer = await self._whole(http, path, body)
         except TimeoutError:
             return
-        self.heard.usage[answer.request_id] = answer.usage
+        self._tell(answer)
 
     def _read(self, answer: httpx.Response, content: bytes) -> Answer:
         if answer.status_code == 200:
