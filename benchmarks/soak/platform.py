@@ -113,9 +113,10 @@ class Platform:
         """
         life: Api | Engine
         if kind == "engine":
+            # A small cache is full soon: what of it was never written is no memory yet.
             options = WorkerOptions(
                 model=self._model, folder=self._sockets, device="cpu", threads=self._threads,
-                cache_tokens=16_384, max_sequences=16, log_level="warning",
+                cache_tokens=4096, max_sequences=16, log_level="warning",
             )  # fmt: skip
             life = Engine(msgspec.json.encode(options).decode())
         else:
