@@ -188,3 +188,34 @@ def test_a_line_of_log_for_each_request(caplog: pytest.LogCaptureFixture) -> Non
     assert lines[0]["method"] == "POST"
     assert lines[0]["ms"] >= 0
     assert "secret" not in caplog.text + str(lines)
+
+
+@pytest.mark.parametrize("came", [b"", b'{"model":'])
+def test_a_client_that_leaves_with_its_body_is_no_failure(
+    came: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fault F25: nobody is there to be answered, and nothing has failed."""
+    made, sent = site(), []
+
+    async def work() -> None:
+        coming = [{"type": "http.request", "body": came, "more_body": True}] if came else []
+        coming.append({"type": "http.disconnect"})
+
+        async def receive() -> Message:
+            return coming.pop(0)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "http_version": "1.1", "method": "POST", "path": URL, "root_path": "",
+            "query_string": b"", "headers": [(b"authorization", b"Bearer sk-test")],
+            "server": ("t", 80), "client": ("c", 1), "scheme": "http",
+        }  # fmt: skip
+        await made.app(scope, receive, send)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(work())
+    assert sent == []
+    assert [one.levelname for one in caplog.records if one.levelno > logging.INFO] == []
+    assert made.admission.tickets == []

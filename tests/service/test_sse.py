@@ -15,7 +15,7 @@ from dsv2.service.serving import EngineGoneError
 from dsv2.service.sse import Patience
 from dsv2.service.wire import Tokens
 from tests.service.asgi import Reply, ask, call, folded
-from tests.service.fakes import Script, Site, Step, make_site, pocket_tokenizer, words
+from tests.service.fakes import FakeTicket, Script, Site, Step, make_site, pocket_tokenizer, words
 
 URL = "/v1/chat/completions"
 TOKENIZER = pocket_tokenizer()
@@ -263,3 +263,51 @@ def test_nothing_of_a_request_is_logged(caplog: pytest.LogCaptureFixture) -> Non
     ask(site.app, URL, body(messages=[{"role": "user", "content": "canary-prompt"}]))
     assert "canary" not in caplog.text
     assert "sk-test" not in caplog.text
+
+
+# What is told is paid
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_is_settled_before_its_last_word(stream: bool) -> None:
+    """Fault F49: whoever is told what they have used, has paid for it by then."""
+    site = make_site(steps("one", "."), TOKENIZER)
+    closed: list[list[str]] = []
+
+    async def look(reply: Reply) -> bool:
+        if reply.is_whole:
+            closed.append(list(site.admission.tickets[0].closed))
+        return False
+
+    reply = ask(site.app, URL, body(stream=stream, stream_options=None), leave=look)
+    assert reply.status == 200 and closed == [["stop"]]
+    assert is_idle(site)
+
+
+def test_an_answer_does_not_wait_for_ever_for_its_settlement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dsv2.service.sse._SETTLING", 0.05)
+    site = make_site(steps("one", "."), TOKENIZER)
+
+    async def work() -> None:
+        told, free = asyncio.Event(), asyncio.Event()
+
+        async def close(self: FakeTicket, finish: str) -> None:
+            await free.wait()
+            self.closed.append(finish)
+
+        async def look(reply: Reply) -> bool:
+            if reply.is_whole:
+                told.set()
+            return False
+
+        monkeypatch.setattr(FakeTicket, "close", close)
+        asking = asyncio.create_task(call(site.app, URL, body(), leave=look))
+        await asyncio.wait_for(told.wait(), 10)
+        assert site.admission.tickets[0].closed == [] and not asking.done()
+        free.set()
+        assert (await asking).status == 200
+
+    asyncio.run(work())
+    assert is_idle(site)

@@ -23,14 +23,12 @@ from dsv2.service.serving import Caller, Rates
 from dsv2.service.store import reservations
 from dsv2.service.store.checks import SECOND, new_id, now_ms
 from dsv2.service.store.errors import (
-    ConflictError,
-    FieldError,
     NotFoundError,
     StoreError,
     SuspendedError,
     UnavailableError,
 )
-from dsv2.service.store.idempotency import Answer
+from dsv2.service.store.idempotency import Answer, Kept, keep
 from dsv2.service.store.outbox import Outbox
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Ask
@@ -51,23 +49,18 @@ class _Ending:
     usage: Usage
     finish: str
     now: int
-    account_id: str = ""
-    attempt: Attempt | None = None
-    answer: Answer | None = None
+    kept: Kept | None = None
 
     def write(self, db: Connection) -> None:
         if self.usage == Usage():
             reservations.release(db, self.request_id, finish=self.finish, now=self.now)
         else:
             reservations.settle(db, self.request_id, self.usage, finish=self.finish, now=self.now)
-        if self.attempt is None or self.answer is None:
-            return
-        try:
-            with db.begin_nested():
-                self.attempt.answer(db, self.account_id, self.request_id, self.answer)
-        except (ConflictError, FieldError) as error:
-            # It is charged for all the same: the client has the answer, but not a second time.
-            log.warning("the answer of request %s is not kept: %s", self.request_id, error)
+        if self.kept is not None:
+            keep(db, self.request_id, self.kept)
+
+    def wait_in(self, outbox: Outbox) -> None:
+        outbox.put(self.request_id, self.usage, finish=self.finish, now=self.now, kept=self.kept)
 
 
 class StoreTicket:
@@ -116,10 +109,10 @@ class StoreTicket:
             answer, attempt = self._answer, self._attempt
             if answer is None and attempt is not None and attempt.is_streamed and usage != Usage():
                 answer = streamed_before()
-            ending = _Ending(
-                self.request_id, usage, finish, self._admission.clock(), self._ask.account_id,
-                attempt, answer,
-            )  # fmt: skip
+            kept = None
+            if attempt is not None and answer is not None:
+                kept = Kept(self._ask.account_id, attempt.key, answer)
+            ending = _Ending(self.request_id, usage, finish, self._admission.clock(), kept)
             self._closing = asyncio.create_task(self._admission.end(ending))
         await asyncio.shield(self._closing)
 
@@ -237,11 +230,7 @@ class StoreAdmission:
             try:
                 await self.writer.write(ending.write)
             except UnavailableError:
-                await anyio.to_thread.run_sync(
-                    lambda: self.outbox.put(
-                        number, ending.usage, finish=ending.finish, now=ending.now
-                    )
-                )
+                await anyio.to_thread.run_sync(lambda: ending.wait_in(self.outbox))
         except NotFoundError:
             # As after a restore of an older backup: nobody holds money for it any more.
             log.error("the store does not know request %s, which has ended", number)

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv2.service.answers import encode
@@ -87,6 +88,9 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_start)
+        except ClientDisconnect:
+            # It left before all of its request was here: no fault of ours, and nobody to answer.
+            log.debug("the client of request %s left before its body was whole", identity)
         except Exception as error:
             log.error("unforeseen error in request %s", identity, exc_info=error)
             if status:  # too late for another answer: the server cuts the connection

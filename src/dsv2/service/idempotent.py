@@ -9,8 +9,9 @@ transaction that holds the money:
 - was it answered, ``admit`` raises :class:`AnsweredError`, and the application sends the very
   answer again, with ``Idempotent-Replayed: true``. Nothing is computed, nothing is charged;
 - is it under way, 409; is the key known with another body or path, 409;
-- was it cut off before there was an answer, by a crash or a client that left, what it has cost is
-  given back, and this attempt goes on in its place.
+- was it cut off before there was an answer, by a crash or by a failure of the engine, what it has
+  cost is given back, and this attempt goes on in its place; so it does, but the first stays paid,
+  where the client itself had left.
 
 A key is its account's: somebody else's with the same name is another one. Answers are kept for a
 day, or what ``idempotency_ms`` says.
@@ -59,10 +60,6 @@ class Attempt:
             db, account_id, self.key, request_hash=self.request_hash, request_id=request_id,
             now=now, expires_at=now + load_settings(db).idempotency_ms,
         )  # fmt: skip
-
-    def answer(self, db: Connection, account_id: str, request_id: str, kept: Answer) -> None:
-        """Write an answer down."""
-        idempotency.answer(db, account_id, self.key, request_id=request_id, response=kept)
 
 
 class AnsweredError(Exception):

@@ -29,6 +29,8 @@ from dsv2.service.pace import Pace
 from dsv2.service.serving import Engine, Ticket
 
 DONE = b"data: [DONE]\n\n"
+_SETTLING = 2.0
+"""Seconds that the end of an answer waits for its settlement: the books may be locked longer."""
 
 
 def event(value: object) -> bytes:
@@ -112,8 +114,9 @@ class Patience:
 class GenerationResponse(Response):
     """Runs a request to its end and sends the answer.
 
-    The ticket is taken when the answer begins to run and is closed whatever happens; a client that
-    goes away ends the request in the engine within one step.
+    The ticket is taken when the answer begins to run and is closed whatever happens, before the
+    last word of an answer is sent; a client that goes away ends the request in the engine within
+    one step.
 
     Args:
         engine: computes.
@@ -149,6 +152,7 @@ class GenerationResponse(Response):
         self._model, self._watch = model, watch
         self._pace = pace or Pace()
         self._first: float | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._scope: Scope = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -183,7 +187,7 @@ class GenerationResponse(Response):
                 connection.close()
                 generation.close()
         finally:
-            await ticket.close(finish)
+            await (self._closing or ticket.close(finish))
 
     async def _run(self, generation: Generation, connection: _Connection, ticket: Ticket) -> str:
         """Everything up to the end of the body; why it has ended."""
@@ -221,6 +225,10 @@ class GenerationResponse(Response):
             return "error"
         if not writer.is_stream:
             ticket.keep(200, connection.headers["content-type"], data)
+        # First: what the client is told that it has taken is paid, and its answer kept for its key,
+        # also where this process dies the next moment.
+        self._closing = asyncio.create_task(ticket.close(generation.finish))
+        await asyncio.wait((self._closing,), timeout=_SETTLING)
         await connection.send(data, is_last=True)
         return generation.finish
 

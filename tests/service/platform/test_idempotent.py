@@ -8,18 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from dsv2.service.admission import LEASE
+from dsv2.service.admission import LEASE, StoreAdmission
 from dsv2.service.app import create_app
 from dsv2.service.deps import SignedIn
 from dsv2.service.desk import Desk, install
 from dsv2.service.idempotent import Repeatable
 from dsv2.service.office import Office
 from dsv2.service.store import Store, ledger
+from dsv2.service.store.errors import UnavailableError
 from dsv2.service.store.verify import verify_books
+from dsv2.service.writer import Writer
 from tests.service.platform.site import Client, Person, Site, add_person, make_whole_app
 
 HOLD = 200
@@ -30,6 +33,7 @@ class Ask(BaseModel):
     text: str
     stream: bool = False
     fail: bool = False
+    finish: str = "stop"
 
 
 def router(runs: list[str], gate: asyncio.Event) -> APIRouter:
@@ -52,6 +56,9 @@ def router(runs: list[str], gate: asyncio.Event) -> APIRouter:
             if body.fail:
                 raise ValueError("no")
             ticket.note(10, 0, 2)
+            if body.finish != "stop" and len(runs) == 1:
+                finish = body.finish
+                raise ValueError("no")
             content = json.dumps({"text": body.text, "run": request_id}).encode()
             if not body.stream:
                 ticket.keep(200, "application/json", content)
@@ -61,6 +68,16 @@ def router(runs: list[str], gate: asyncio.Event) -> APIRouter:
             await ticket.close(finish)
 
     return made
+
+
+class Away:
+    """A writer whose database does not take anything."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.store = writer.store
+
+    async def write(self, work: object) -> None:
+        raise UnavailableError("it is away")
 
 
 class Server:
@@ -233,6 +250,54 @@ def test_after_a_crash_the_next_attempt_takes_over_and_one_is_paid(
     assert spent(store, person) == CHARGE
     lives.site.close()
     half_way.site.close()
+
+
+@pytest.mark.parametrize(
+    ("finish", "paid"), [("error", 1), ("shutdown", 1), ("cancelled", 2), ("dropped", 2)]
+)
+def test_what_the_server_has_cut_off_is_paid_once(
+    server: Server, person: Person, store: Store, finish: str, paid: int
+) -> None:
+    client, body = server.client(person), {"text": "hi", "finish": finish}
+    assert client.post("/v1/echo", body, headers=key()).status_code == 500
+    assert spent(store, person) == CHARGE
+    first, again = (client.post("/v1/echo", body, headers=key()) for _ in range(2))
+    assert first.status_code == 200 and first.content == again.content
+    assert spent(store, person) == paid * CHARGE
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_whose_settlement_waits_in_the_outbox_is_had_again(
+    server: Server, person: Person, store: Store, stream: bool
+) -> None:
+    """F48: the disk is full, or the database away, when the answer is whole."""
+    client, body = server.client(person), {"text": "hi", "stream": stream}
+    admission = server.site.office.admission
+    assert isinstance(admission, StoreAdmission)
+    writer = admission.writer
+
+    async def lose_the_database() -> httpx.Response:
+        server.gate.clear()
+        asking = asyncio.create_task(client.http.post("/v1/echo", json=body, headers=key()))
+        while not admission.open:
+            await asyncio.sleep(0.01)
+        admission.writer = Away(writer)  # type: ignore[assignment]
+        server.gate.set()
+        answer = await asking
+        admission.writer = writer
+        return answer
+
+    first = server.site.run(lose_the_database())
+    assert first.status_code == 200 and len(admission.outbox) == 1
+    assert client.post("/v1/echo", body, headers=key()).status_code == 409  # under way
+    server.site.run(server.site.office.keeper.clear())
+    again = client.post("/v1/echo", body, headers=key())
+    if stream:
+        assert again.json()["error"]["code"] == "streamed_before"
+    else:
+        assert again.content == first.content
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert spent(store, person) == CHARGE
 
 
 @pytest.mark.parametrize("name", ["", "x" * 256, "a\tb", "é"])

@@ -3,14 +3,15 @@
 A key belongs to an account and to one request, known by its hash. It is claimed in the transaction
 that reserves the request's money, and answered in the one that settles it, so the reservation says
 what has become of an attempt: open, it is under way; ended without an answer, it is lost, and the
-next attempt takes over. If a crash has cut it off, what it has cost is given back: crashes do not
-make an account pay twice. What the client itself has cut off stays paid, or one could read answers
-for nothing by leaving before each one's end.
+next attempt takes over. If a crash or a failure has cut it off, what it has cost is given back:
+they do not make an account pay twice. What the client itself has cut off stays paid, or one could
+read answers for nothing by leaving before each one's end.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -27,6 +28,11 @@ from dsv2.service.store.reservations import refund
 MAX_KEY = 255
 MAX_RESPONSE = 16 << 20
 """Most bytes of an answer that is kept."""
+
+_OURS = (RECOVERED, "error", "shutdown")
+"""How attempts end that nobody has cut off but the server; their clients have got no answer."""
+
+log = logging.getLogger("dsv2.service")
 
 
 class InProgressError(ConflictError):
@@ -46,6 +52,21 @@ class Answer:
     status: int
     content_type: str
     body: bytes
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An answer and whose it is.
+
+    Attributes:
+        account_id: whose key.
+        key: the client's own.
+        answer: to be had again by it.
+    """
+
+    account_id: str
+    key: str
+    answer: Answer
 
 
 def hash_request(path: str, body: bytes) -> str:
@@ -110,7 +131,7 @@ def claim(
     lost = db.execute(query).one_or_none()
     if lost is not None and lost.state == "open":
         raise InProgressError("the first request with this idempotency key is under way")
-    if lost is not None and lost.finish == RECOVERED:
+    if lost is not None and lost.finish in _OURS:
         refund(db, known.request_id, actor=audit.SYSTEM, now=now)
     taken = {"request_id": request_id, "created_at": now, "expires_at": expires_at}
     db.execute(sa.update(idempotency_keys).where(own).values(taken))
@@ -142,6 +163,19 @@ def answer(db: Connection, account_id: str, key: str, *, request_id: str, respon
     change = sa.update(idempotency_keys).where(mine).values(**values, response=response.body)
     if db.execute(change).rowcount != 1:
         raise ConflictError("the idempotency key is no longer this request's to answer")
+
+
+def keep(db: Connection, request_id: str, kept: Kept) -> None:
+    """Write an answer down if it is still this attempt's to give, in its settlement's transaction.
+
+    Where it is not, or is too large, the request is charged for all the same: the client has the
+    answer, but not a second time. That is logged.
+    """
+    try:
+        with db.begin_nested():
+            answer(db, kept.account_id, kept.key, request_id=request_id, response=kept.answer)
+    except (ConflictError, FieldError) as error:
+        log.warning("the answer of request %s is not kept: %s", request_id, error)
 
 
 def forget_answers(db: Connection, *, now: int) -> int:

@@ -1,12 +1,14 @@
 """Settlements that the database did not take, kept in a folder until it does.
 
-One file for one request, on disk before ``put`` returns. Delivering is settling, and a request is
+One file for one request, on disk before ``put`` returns, with the answer that is to be had again by
+an idempotency key. Delivering is settling, and a request is
 settled once, so a crash between the two repeats nothing. Where even the folder cannot be written,
 the reservation stays open, and ``recover`` settles it for what was written down last.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -23,6 +25,7 @@ from sqlalchemy.exc import IntegrityError
 
 from dsv2.service.store.engine import Store
 from dsv2.service.store.errors import NotFoundError, UnavailableError
+from dsv2.service.store.idempotency import Answer, Kept, keep
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Reservation, settle
 
@@ -41,8 +44,10 @@ class Outbox:
 
     folder: Path
 
-    def put(self, request_id: str, usage: Usage, *, finish: str, now: int) -> None:
-        """Keep a settlement, durably; the first one for a request stays.
+    def put(
+        self, request_id: str, usage: Usage, *, finish: str, now: int, kept: Kept | None = None
+    ) -> None:
+        """Keep a settlement, durably, and the answer with it; the first one for a request stays.
 
         Raises:
             OSError: the folder cannot be written.
@@ -58,6 +63,7 @@ class Outbox:
             "completion_tokens": usage.completion_tokens,
             "finish": finish,
             "now": now,
+            "kept": None if kept is None else _written(kept),
         }
         fresh = final.with_name(f"{final.name}.tmp-{uuid4().hex[:12]}")
         try:
@@ -111,8 +117,28 @@ class Outbox:
 def _settle(db: Connection, content: Mapping[str, Any]) -> Reservation:
     counts = ("prompt_tokens", "cached_tokens", "completion_tokens")
     usage = Usage(*(content[name] for name in counts))
-    finish, now = content["finish"], content["now"]
-    return settle(db, content["request_id"], usage, finish=finish, now=now)
+    request_id, finish, now = content["request_id"], content["finish"], content["now"]
+    ended = settle(db, request_id, usage, finish=finish, now=now)
+    if (written := content.get("kept")) is not None:
+        keep(db, request_id, _read(written))
+    return ended
+
+
+def _written(kept: Kept) -> dict[str, Any]:
+    answer = kept.answer
+    return {
+        "account_id": kept.account_id,
+        "key": kept.key,
+        "status": answer.status,
+        "content_type": answer.content_type,
+        "body": base64.b64encode(answer.body).decode(),
+    }
+
+
+def _read(written: Mapping[str, Any]) -> Kept:
+    body = base64.b64decode(written["body"], validate=True)
+    answer = Answer(written["status"], written["content_type"], body)
+    return Kept(written["account_id"], written["key"], answer)
 
 
 def _put_aside(file: Path, suffix: str) -> None:
