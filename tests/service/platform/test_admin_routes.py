@@ -97,7 +97,13 @@ def test_money_is_moved_once_for_a_cause(admin: Client, person: Person, store: S
 
 def test_no_more_is_withdrawn_than_there_is(admin: Client, person: Person) -> None:
     path = f"/api/admin/users/{person.id}/withdraw"
-    assert admin.post(path, {"amount": 1001}).status_code == 402
+    refused = admin.post(path, {"amount": 1001})
+    assert refused.status_code == 402
+    assert refused.json()["error"]["message"] == (
+        "Insufficient Balance: to be taken out are USD 0.001001, USD 0.001 are available"
+    )
+    granted = admin.post(path, {"amount": 1, "book": "granted"}).json()["error"]["message"]
+    assert granted.endswith("USD 0.000001, USD 0.00 are available")
     assert admin.post(path, {"amount": 1000}).json()["balance"]["total"] == 0
     for amount in (0, -5, 1.5, "7"):
         assert admin.post(path, {"amount": amount}).status_code == 422
