@@ -182,6 +182,11 @@ def test_an_administrator_sees_to_everything(platform: Running, visit: Open) -> 
     page.get_by_role("link", name="Audit log").click()
     for words in ("600", "suspended", "pocket"):
         expect(page.get_by_role("row").filter(has_text=words).first).to_be_visible()
+    suspended = page.get_by_role("row").filter(has_text="user.status").first
+    expect(suspended.get_by_role("cell").nth(2)).to_contain_text(re.compile(f"^{ADMIN}.*user_"))
+    expect(suspended.get_by_role("cell").nth(3)).to_contain_text("grace@example.org")
+    taken = page.get_by_role("row").filter(has_text="account.top_up").first
+    expect(taken.get_by_role("cell").nth(3)).to_contain_text("grace@example.org")
     page.reload()
     page.get_by_role("link", name="Settings").click()
     expect(setting).to_have_value("600")
