@@ -11,9 +11,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dsv2.cli.admin import admin
-from dsv2.cli.admin.common import micro_units, print_rows, shown
+from dsv2.cli.admin.common import micro_units, print_rows
 from dsv2.service.folders import database_url
 from dsv2.service.store import keys, migrations, open_store, users
+from dsv2.service.store.amounts import shown
 from dsv2.service.store.checks import now_ms
 from tests.service.store.make import cheap_passwords
 

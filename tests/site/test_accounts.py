@@ -159,6 +159,7 @@ def usage_is_drawn_and_downloaded(page: Page) -> None:
 
 def test_an_administrator_sees_to_everything(platform: Running, visit: Open) -> None:
     here = visit(platform.address)
+    here.expect("status of 402")  # a withdrawal of more than there is
     page = here.open("/log-in?to=/admin")
     enter(page, ADMIN)
     engines_are_watched(page, here.open("/"))
@@ -181,6 +182,11 @@ def test_an_administrator_sees_to_everything(platform: Running, visit: Open) -> 
     page.get_by_role("link", name="Audit log").click()
     for words in ("600", "suspended", "pocket"):
         expect(page.get_by_role("row").filter(has_text=words).first).to_be_visible()
+    suspended = page.get_by_role("row").filter(has_text="user.status").first
+    expect(suspended.get_by_role("cell").nth(2)).to_contain_text(re.compile(f"^{ADMIN}.*user_"))
+    expect(suspended.get_by_role("cell").nth(3)).to_contain_text("grace@example.org")
+    taken = page.get_by_role("row").filter(has_text="account.top_up").first
+    expect(taken.get_by_role("cell").nth(3)).to_contain_text("grace@example.org")
     page.reload()
     page.get_by_role("link", name="Settings").click()
     expect(setting).to_have_value("600")
@@ -220,6 +226,9 @@ def a_user_is_added_and_given_money(page: Page) -> None:
     page.get_by_role("button", name="Put in").click()
     row = page.get_by_role("row").filter(has_text="invoice 7")
     expect(row).to_contain_text("+$12.50")
+    page.get_by_label("Amount in USD").fill("12.51")
+    page.get_by_role("button", name="Take out").click()
+    expect(page.get_by_text("No more than $12.50 can be taken out of “Paid in”")).to_be_visible()
     page.get_by_role("button", name="Suspend").click()
     page.get_by_role("dialog").get_by_role("button", name="Suspend").click()
     expect(page.get_by_text("suspended", exact=True)).to_be_visible()

@@ -97,7 +97,13 @@ def test_money_is_moved_once_for_a_cause(admin: Client, person: Person, store: S
 
 def test_no_more_is_withdrawn_than_there_is(admin: Client, person: Person) -> None:
     path = f"/api/admin/users/{person.id}/withdraw"
-    assert admin.post(path, {"amount": 1001}).status_code == 402
+    refused = admin.post(path, {"amount": 1001})
+    assert refused.status_code == 402
+    assert refused.json()["error"]["message"] == (
+        "Insufficient Balance: to be taken out are USD 0.001001, USD 0.001 are available"
+    )
+    granted = admin.post(path, {"amount": 1, "book": "granted"}).json()["error"]["message"]
+    assert granted.endswith("USD 0.000001, USD 0.00 are available")
     assert admin.post(path, {"amount": 1000}).json()["balance"]["total"] == 0
     for amount in (0, -5, 1.5, "7"):
         assert admin.post(path, {"amount": amount}).status_code == 422
@@ -161,8 +167,18 @@ def test_the_log_says_who_did_what(admin: Client, person: Person) -> None:
     page = admin.get(f"/api/admin/audit?subject={person.id}&limit=1").json()
     [entry] = page["entries"]
     assert (entry["actor"], entry["action"]) == (own, "user.status")
+    assert (entry["actor_email"], entry["subject_email"]) == ("root@example.org", person.email)
     older = admin.get(f"/api/admin/audit?subject={person.id}&before={page['next']}").json()
     assert [entry["action"] for entry in older["entries"]] == ["user.create"]
+    assert older["entries"][0]["actor_email"] is None  # the system, or somebody who is gone
+    money = {"amount": 5, "memo": "by bank"}
+    admin.post(f"/api/admin/users/{person.id}/deposit", money)
+    admin.delete(f"/api/admin/users/{person.id}/keys/{person.key_id}")
+    admin.put("/api/admin/settings/max_concurrent", {"value": 4})
+    page = admin.get("/api/admin/audit?limit=3").json()
+    assert [(entry["action"], entry["subject_email"]) for entry in page["entries"]] == [
+        ("setting.change", None), ("key.revoke", person.email), ("account.top_up", person.email)
+    ]  # fmt: skip
 
 
 def test_an_export_lies_beside_the_data_and_holds_no_secrets(

@@ -84,6 +84,7 @@ def test_what_cannot_be_paid_is_refused_and_leaves_no_trace(store: Store) -> Non
     with pytest.raises(InsufficientBalanceError) as caught, store.write() as db:
         reserve(db, who)
     assert (caught.value.needed, caught.value.available) == (200, 199)
+    assert str(caught.value) == "the request may cost USD 0.0002, USD 0.000199 are available"
     with store.read() as db:
         assert balance(db, who.account_id).held == 0
         with pytest.raises(NotFoundError):
@@ -201,6 +202,7 @@ def test_a_key_spends_no_more_than_its_budget(store: Store) -> None:
     with pytest.raises(BudgetError) as caught, store.write() as db:
         reserve(db, who, "r2")
     assert (caught.value.needed, caught.value.left) == (200, 100)
+    assert str(caught.value).endswith("USD 0.0002, the key's budget has USD 0.0001 left")
     with store.write() as db:
         settle(db, usage=Usage(10, 0, 0))
         reserve(db, who, "r2")

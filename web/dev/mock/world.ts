@@ -359,13 +359,15 @@ export class World {
     for (let i = 0; i < 30; i++) {
       this.audit.push({
         id: 900 - i,
+        at: now - i * 7_200_000,
         actor: this.users[0]!.id,
+        actor_email: this.users[0]!.email,
         action: ['key.create', 'user.status', 'price.set', 'ledger.deposit', 'setting.change'][
           i % 5
         ]!,
         subject: this.users[i % 8]!.id,
+        subject_email: this.users[i % 8]!.email,
         detail: { value: i },
-        created_at: now - i * 7_200_000,
       });
     }
   }

@@ -17,12 +17,12 @@ from sqlalchemy.exc import ArgumentError
 
 from dsv2.service.folders import database_url
 from dsv2.service.store import Store, StoreError, migrations, open_store, users
+from dsv2.service.store.amounts import MICRO, shown
 from dsv2.service.store.checks import MAX_AMOUNT, now_ms
 from dsv2.service.store.errors import NotFoundError
 from dsv2.service.store.users import User
 
 ACTOR = "cli"
-MICRO = 1_000_000
 
 Database = Annotated[
     str | None,
@@ -106,13 +106,6 @@ def micro_units(text: str) -> int:
     except ArithmeticError:  # no number, or no end of one
         pass
     raise ValueError(f"{text!r:.40} is no amount, allowed are decimals such as 12.50")
-
-
-def shown(amount: int) -> str:
-    """Micro-units as people read them."""
-    sign, amount = ("-", -amount) if amount < 0 else ("", amount)
-    text = f"{amount // MICRO}.{amount % MICRO:06d}"
-    return sign + text[:-4] + text[-4:].rstrip("0")
 
 
 def moment(at: int | None) -> str:

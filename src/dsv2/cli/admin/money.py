@@ -18,9 +18,9 @@ from dsv2.cli.admin.common import (
     opened,
     print_row,
     print_rows,
-    shown,
 )
 from dsv2.service.store import codes, ledger, prices, reservations
+from dsv2.service.store.amounts import shown
 from dsv2.service.store.checks import DAY, new_id
 
 prices_app = typer.Typer(no_args_is_help=True, help="What tokens cost.")

@@ -28,7 +28,8 @@ from sqlalchemy import Connection
 from dsv2.service.deps import Administrator
 from dsv2.service.desk import Before, Body, Desk, Limit, Offset
 from dsv2.service.routes.usage import Days, csv_answer
-from dsv2.service.store import audit, backup, codes, prices
+from dsv2.service.store import audit, backup, codes, prices, users
+from dsv2.service.store.audit import AuditEntry
 from dsv2.service.store.checks import new_id
 from dsv2.service.store.settings import change_setting, load_settings
 from dsv2.service.store.usage import DailyUsage, requests_of
@@ -131,10 +132,23 @@ async def audit_log(
     before: Before = None,
     limit: Limit = 100,
 ) -> Any:
-    """Who did what to whom, newest first. ``next`` is the ``before`` of the next page, or null."""
-    rows = await office.read(lambda db: audit.entries_of(db, subject, before=before, limit=limit))
+    """Who did what to whom, newest first. ``next`` is the ``before`` of the next page, or null.
+
+    Ids of users, accounts and keys come with their person's address, where there is one.
+    """
+
+    def read(db: Connection) -> tuple[list[AuditEntry], dict[str, str]]:
+        rows = audit.entries_of(db, subject, before=before, limit=limit)
+        ids = {name for row in rows for name in (row.actor, row.subject)}
+        return rows, users.emails_of(db, ids)
+
+    rows, emails = await office.read(read)
     return {
-        "entries": [asdict(row) for row in rows],
+        "entries": [
+            asdict(row)
+            | {"actor_email": emails.get(row.actor), "subject_email": emails.get(row.subject)}
+            for row in rows
+        ],
         "next": rows[-1].id if len(rows) == limit else None,
     }
 

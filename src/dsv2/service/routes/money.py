@@ -21,13 +21,12 @@ from sqlalchemy import Connection
 from dsv2.service.deps import SignedIn
 from dsv2.service.desk import Before, Body, Desk, Limit, Member, address_of, wait_or_refuse
 from dsv2.service.store import codes, ledger, prices
+from dsv2.service.store.amounts import MICRO
 from dsv2.service.store.ledger import Balance, Transfer
 from dsv2.service.store.prices import Price
 from dsv2.service.store.settings import load_settings
 
 router = APIRouter()
-
-MICRO = 1_000_000
 
 
 class Redemption(Body):

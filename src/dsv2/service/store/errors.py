@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dsv2.service.store.amounts import with_currency
+
 
 class StoreError(ValueError):
     """The store did not do what was asked; nothing of the transaction was kept."""
@@ -55,15 +57,18 @@ class SuspendedError(StoreError):
 
 
 class InsufficientBalanceError(StoreError):
-    """The account cannot pay for the worst case of a request.
+    """The account has not so much that is free.
 
     Attributes:
-        needed: micro-units that would have been held.
+        needed: micro-units that would have been held, or moved.
         available: micro-units that were free.
     """
 
-    def __init__(self, needed: int, available: int) -> None:
-        super().__init__(f"the request may cost {needed} micro-units, {available} are available")
+    def __init__(
+        self, needed: int, available: int, currency: str, what: str = "the request may cost"
+    ) -> None:
+        wanted, free = (with_currency(one, currency) for one in (needed, available))
+        super().__init__(f"{what} {wanted}, {free} are available")
         self.needed = needed
         self.available = available
 
@@ -76,9 +81,8 @@ class BudgetError(StoreError):
         left: micro-units of the budget that were left.
     """
 
-    def __init__(self, needed: int, left: int) -> None:
-        super().__init__(
-            f"the request may cost {needed} micro-units, the key's budget has {left} left"
-        )
+    def __init__(self, needed: int, left: int, currency: str) -> None:
+        wanted, rest = (with_currency(one, currency) for one in (needed, left))
+        super().__init__(f"the request may cost {wanted}, the key's budget has {rest} left")
         self.needed = needed
         self.left = left

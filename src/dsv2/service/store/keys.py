@@ -27,6 +27,7 @@ from dsv2.service.store.errors import (
     SuspendedError,
 )
 from dsv2.service.store.models import INT, PERIODS, accounts, api_keys, users
+from dsv2.service.store.settings import load_settings
 from dsv2.service.store.tokens import hash_token, new_token, prefix_of
 
 MAX_MODELS = 100
@@ -331,7 +332,7 @@ def hold(db: Connection, key_id: str, amount: int, *, now: int) -> None:
     left = None if row.budget is None else row.budget - spent - row.held
     if ended or left is None or left >= amount:
         raise SuspendedError("the key has ended" if ended else "the key's user is suspended")
-    raise BudgetError(amount, left)
+    raise BudgetError(amount, left, load_settings(db).currency)
 
 
 def settle(db: Connection, key_id: str, held: int, charge: int, *, now: int) -> None:

@@ -31,6 +31,7 @@ from dsv2.service.store.errors import (
 )
 from dsv2.service.store.models import BOOKS, MAX_ISSUED, STATUSES, accounts, entries, transfers
 from dsv2.service.store.prices import split
+from dsv2.service.store.settings import load_settings
 
 _DEPOSITS = {"granted": "grant", "paid": "top_up"}
 _OF_REQUESTS = ("charge:", "refund:")
@@ -258,7 +259,7 @@ def hold(db: Connection, account_id: str, amount: int) -> None:
     found = balance(db, account_id)
     if found.status != "active":
         raise SuspendedError("the account is suspended")
-    raise InsufficientBalanceError(amount, found.available)
+    raise InsufficientBalanceError(amount, found.available, load_settings(db).currency)
 
 
 def let_go(db: Connection, account_id: str, amount: int) -> None:
@@ -325,8 +326,12 @@ def post(
         return False
     by_book = {f"to_{book}": moves.get(book, 0) for book in BOOKS}
     if db.execute(_MOVE, {"which": account_id, "release": release} | by_book).rowcount != 1:
-        needed = sum(-moves.get(book, 0) for book in ("granted", "paid"))
-        raise InsufficientBalanceError(needed, balance(db, account_id).available)
+        taken = {book: -moves[book] for book in ("granted", "paid") if moves.get(book, 0) < 0}
+        found = balance(db, account_id)
+        free = min(found.available, sum(getattr(found, book) for book in taken))
+        raise InsufficientBalanceError(
+            sum(taken.values()), free, load_settings(db).currency, "to be taken out are"
+        )
     lines = [
         {"transfer_id": number, "book": book, "amount": amount} for book, amount in moves.items()
     ]

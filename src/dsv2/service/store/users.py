@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from dsv2.service.store.errors import (
     NotFoundError,
     SuspendedError,
 )
-from dsv2.service.store.models import ROLES, STATUSES, sessions, users
+from dsv2.service.store.models import ROLES, STATUSES, api_keys, sessions, users
 from dsv2.service.store.settings import Settings, load_settings
 from dsv2.service.store.tokens import hash_token, new_token
 
@@ -177,6 +178,20 @@ def list_users(
         query = query.where(users.c.email.contains(search.casefold(), autoescape=True))
     query = query.limit(check_integer("limit", limit, least=1, most=1000))
     return [_user(row) for row in db.execute(query.offset(check_integer("offset", offset)))]
+
+
+def emails_of(db: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Whom ids stand for: users themselves, the users of accounts, and the owners of API keys.
+
+    Returns:
+        Addresses by id, without the ids that stand for nobody.
+    """
+    accounts = sa.select(users.c.account_id, users.c.email).where(users.c.account_id.in_(ids))
+    own = sa.select(users.c.id, users.c.email).where(users.c.id.in_(ids))
+    keys = sa.select(api_keys.c.id, users.c.email).where(
+        api_keys.c.user_id == users.c.id, api_keys.c.id.in_(ids)
+    )
+    return {row[0]: row[1] for row in db.execute(sa.union(accounts, own, keys))}
 
 
 def log_in(store: Store, email: str, password: str, *, now: int) -> tuple[User, str]:

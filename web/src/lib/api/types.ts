@@ -219,13 +219,16 @@ export interface UserDetails extends User {
   keys: ApiKey[];
 }
 
+/** Ids come with the address of whom they belong to, if there is such a person. */
 export interface AuditEntry {
   id: number;
+  at: number;
   actor: string;
+  actor_email: string | null;
   action: string;
   subject: string;
+  subject_email: string | null;
   detail: unknown;
-  created_at: number;
 }
 
 export interface EngineState {

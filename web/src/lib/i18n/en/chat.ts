@@ -33,11 +33,6 @@ export const chat = {
   'list.failed': 'The list could not be loaded.',
   'list.found.one': '{n} chat found',
   'list.found.other': '{n} chats found',
-  'list.imported.one': '{n} chat imported',
-  'list.imported.other': '{n} chats imported',
-  'list.notJson': '{name} is not a JSON file',
-  'list.tooLarge':
-    '{name} has {size}, more than this server takes at a time. Import fewer chats at once, or let its operator raise --max-body-bytes.',
   'list.rename': 'Rename',
   'list.pin': 'Pin',
   'list.unpin': 'Unpin',
@@ -47,6 +42,19 @@ export const chat = {
   'list.delete': 'Delete',
   'list.deleteTitle': 'Delete this chat?',
   'list.deleteText': '“{title}” will be gone for good.',
+
+  'import.done.one': '{n} chat imported',
+  'import.done.other': '{n} chats imported',
+  'import.progress': '{n} of {of} chats',
+  'import.stop': 'Stop',
+  'import.notJson': '{name} is not a JSON file',
+  'import.without.one': '{n} chat was refused',
+  'import.without.other': '{n} chats were refused',
+  'import.refused': '“{title}”: {reason}',
+  'import.tooLarge':
+    '“{title}” has {size}, more than this server takes of one chat. Its operator can raise --max-body-bytes.',
+  'import.left.one': '{n} chat was not imported any more: {reason}',
+  'import.left.other': '{n} chats were not imported any more: {reason}',
 
   'composer.label': 'Message',
   'composer.placeholder': 'Write a message',

@@ -169,6 +169,7 @@ export const platform = {
   'users.deposit': 'Put in',
   'users.withdraw': 'Take out',
   'users.moved': 'Done',
+  'users.tooMuch': 'No more than {free} can be taken out of “{book}”',
   'users.badAmount': 'An amount is a number such as 12.50',
 
   'codes.create': 'Create a code',

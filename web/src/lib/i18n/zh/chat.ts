@@ -32,11 +32,6 @@ export const chat = {
   'list.failed': '无法加载列表。',
   'list.found.one': '找到 {n} 个对话',
   'list.found.other': '找到 {n} 个对话',
-  'list.imported.one': '已导入 {n} 个对话',
-  'list.imported.other': '已导入 {n} 个对话',
-  'list.notJson': '{name} 不是 JSON 文件',
-  'list.tooLarge':
-    '{name} 大小为 {size}，超过了服务器单次请求的上限。请分批导入，或请管理员调大 --max-body-bytes。',
   'list.rename': '重命名',
   'list.pin': '置顶',
   'list.unpin': '取消置顶',
@@ -46,6 +41,19 @@ export const chat = {
   'list.delete': '删除',
   'list.deleteTitle': '删除此对话？',
   'list.deleteText': '“{title}”将被永久删除。',
+
+  'import.done.one': '已导入 {n} 个对话',
+  'import.done.other': '已导入 {n} 个对话',
+  'import.progress': '已处理 {n} 个对话，共 {of} 个',
+  'import.stop': '停止',
+  'import.notJson': '{name} 不是 JSON 文件',
+  'import.without.one': '{n} 个对话未被接受',
+  'import.without.other': '{n} 个对话未被接受',
+  'import.refused': '“{title}”：{reason}',
+  'import.tooLarge':
+    '“{title}”大小为 {size}，超过本服务器对单个对话的上限。运营者可以调高 --max-body-bytes。',
+  'import.left.one': '其余 {n} 个对话未导入：{reason}',
+  'import.left.other': '其余 {n} 个对话未导入：{reason}',
 
   'composer.label': '消息',
   'composer.placeholder': '输入消息',

@@ -168,6 +168,7 @@ export const platform = {
   'users.deposit': '存入',
   'users.withdraw': '扣除',
   'users.moved': '已完成',
+  'users.tooMuch': '“{book}”中最多可取出 {free}',
   'users.badAmount': '金额应为数字，例如 12.50',
 
   'codes.create': '创建兑换码',

@@ -1,0 +1,107 @@
+"""Files of conversations that no single request could bring."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from tests.site.conftest import Open
+from tests.site.scripted import Scripted
+from tests.site.visiting import choose
+
+pytestmark = pytest.mark.slow
+
+MEGABYTE = 1_000_000
+BOUND = 4 << 20
+"""Bytes of a request that the server takes."""
+
+
+def conversation(title: str, megabytes: int, **fields: Any) -> dict[str, Any]:
+    messages = [
+        {
+            "id": f"m{place}", "parent_id": f"m{place - 1}" if place else None,
+            "role": "assistant" if place % 2 else "user", "content": "x" * MEGABYTE,
+        }
+        for place in range(megabytes)
+    ]  # fmt: skip
+    return {"title": title, "messages": messages, **fields}
+
+
+def bring(page: Page, file: Path, *conversations: dict[str, Any]) -> int:
+    """Import a file with these; its size."""
+    file.write_text(json.dumps({"conversations": conversations}))
+    with page.expect_file_chooser() as chooser:
+        choose(page, "Import and export", "Import chats")
+    chooser.value.set_files(file)
+    return file.stat().st_size
+
+
+def test_a_file_larger_than_a_request(scripted: Scripted, visit: Open, tmp_path: Path) -> None:
+    here = visit(scripted.address)
+    page = here.open()
+    held: list[Route] = []
+    asked = 0
+
+    def hold_the_third(route: Route) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/chat/import", hold_the_third)
+    said = [conversation(f"Talk {place}", 1) for place in range(6)]
+    assert bring(page, tmp_path / "all.json", *said) > BOUND
+    sheet = page.get_by_role("dialog", name="Import chats")
+    expect(sheet.get_by_text("2 of 6 chats")).to_be_visible()
+    expect(sheet.get_by_role("progressbar", name="Import chats")).to_have_attribute("value", "2")
+    held[0].continue_()
+    expect(page.get_by_text("6 chats imported")).to_be_visible()
+    expect(sheet).to_be_hidden()
+    chats = page.get_by_role("navigation", name="Chats")
+    expect(chats.get_by_role("listitem")).to_have_count(6)
+    page.unroute("**/api/chat/import")
+
+    here.expect("status of 4(13|22)")
+    wrong = conversation("Mistyped", 1, tags=["x" * 1000])
+    small = conversation("Small", 1), conversation("Another", 1)
+    bring(page, tmp_path / "some.json", small[0], conversation("Huge", 5), wrong, small[1])
+    expect(sheet.get_by_text("2 chats imported")).to_be_visible()
+    expect(sheet.get_by_text("2 chats were refused")).to_be_visible()
+    reasons = sheet.get_by_role("listitem")
+    expect(reasons.nth(0)).to_contain_text("“Huge” has 5 MB, more than this server takes")
+    expect(reasons.nth(1)).to_contain_text("“Mistyped”: tags")
+    sheet.get_by_role("button", name="Close").last.click()
+    expect(sheet).to_be_hidden()
+    expect(chats.get_by_role("listitem")).to_have_count(8)
+    bring(page, tmp_path / "huge.json", conversation("Huge", 5))
+    expect(page.get_by_text("“Huge” has 5 MB, more than this server takes")).to_be_visible()
+
+
+def test_an_import_that_is_called_off(scripted: Scripted, visit: Open, tmp_path: Path) -> None:
+    page = visit(scripted.address).open()
+    held: list[Route] = []
+    answered = 0
+
+    def hold_the_second(route: Route) -> None:
+        nonlocal answered
+        answered += 1
+        if answered == 2:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/api/chat/import", hold_the_second)
+    bring(page, tmp_path / "all.json", *(conversation(f"Talk {place}", 1) for place in range(4)))
+    page.get_by_role("dialog", name="Import chats").get_by_role("button", name="Stop").click()
+    held[0].continue_()
+    # What was under way is added too.
+    expect(page.get_by_text("2 chats imported")).to_be_visible()
+    chats = page.get_by_role("navigation", name="Chats").get_by_role("listitem")
+    expect(chats).to_have_count(2)
+    assert answered == 2
