@@ -27,12 +27,12 @@ import zmq
 from benchmarks.peers.no_engine import NoEngine
 from dsv2.engine.engine import Engine
 from dsv2.engine.request import Request, SamplingParams
-from dsv2.service.client import EngineClient
-from dsv2.service.heartbeat import Beats
-from dsv2.service.process import addresses
-from dsv2.service.step_loop import StepLoop
-from dsv2.service.streams import outputs_of
-from dsv2.service.wire import Welcome
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.heartbeat import Beats
+from dsv2.service.worker.process import addresses
+from dsv2.service.worker.step_loop import StepLoop
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.wire import Welcome
 
 VOCABULARY = 102_400
 

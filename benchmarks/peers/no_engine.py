@@ -88,13 +88,13 @@ def _load(options: object, report: object) -> Any:
 
 def main() -> None:
     if sys.argv[1:] == [_ENGINE]:
-        from dsv2.service import worker
+        from dsv2.service.worker import main as worker
 
         cast(Any, worker).load = _load
         del sys.argv[1:]  # its options come on standard input
         worker.run()
     from dsv2.cli.main import main as dsv2
-    from dsv2.service import supervisor
+    from dsv2.service.worker import supervisor
 
     cast(Any, supervisor).COMMAND = (sys.executable, "-m", "benchmarks.peers.no_engine", _ENGINE)
     dsv2()

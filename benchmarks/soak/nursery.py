@@ -26,7 +26,7 @@ def main() -> None:
     """Follow orders to their end."""
     # Imported here and not in every life: the engine, and what its model needs.
     import dsv2.engine.llm
-    import dsv2.service.step_loop  # noqa: F401
+    import dsv2.service.worker.step_loop  # noqa: F401
     from benchmarks.soak.life import begin
 
     held: dict[int, int] = {}

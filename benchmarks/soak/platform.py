@@ -15,13 +15,13 @@ import msgspec
 from benchmarks.soak.books import Account
 from benchmarks.soak.life import MODEL, Api, Engine, order_of
 from benchmarks.soak.nursery import Nursery
-from dsv2.service.admission import LEASE
-from dsv2.service.bootstrap import open_platform
-from dsv2.service.process import WorkerOptions
+from dsv2.service.platform.admission import LEASE
+from dsv2.service.platform.bootstrap import open_platform
 from dsv2.service.settings import ServeSettings
 from dsv2.service.store import Store, keys, ledger, users
 from dsv2.service.store.checks import DAY, now_ms
 from dsv2.service.store.prices import set_price
+from dsv2.service.worker.process import WorkerOptions
 
 MILLION = 1_000_000
 _LATE = 60.0

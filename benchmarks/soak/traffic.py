@@ -14,7 +14,7 @@ import httpx
 
 from benchmarks.soak.books import Account, Heard
 from benchmarks.soak.life import MODEL
-from dsv2.service.identify import SessionCookie
+from dsv2.service.platform.identify import SessionCookie
 from dsv2.service.store.prices import Usage
 
 WORDS = ("What is", "17 + 25", "the sun", "and then", "a long way", "home", "who said", "never")

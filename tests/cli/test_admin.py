@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dsv2.cli.admin import admin
 from dsv2.cli.admin.common import micro_units, print_rows
-from dsv2.service.folders import database_url
+from dsv2.service.platform.folders import database_url
 from dsv2.service.store import keys, migrations, open_store, users
 from dsv2.service.store.amounts import shown
 from dsv2.service.store.checks import now_ms

@@ -12,15 +12,15 @@ from fastapi import Request as HttpRequest
 
 import dsv2.pocket
 from dsv2.engine.request import Limits, Request
-from dsv2.service.app import create_app
-from dsv2.service.errors import ApiError
-from dsv2.service.idempotent import Attempt
-from dsv2.service.inference import Inference
+from dsv2.service.inference.context import Inference
+from dsv2.service.inference.sse import Patience
+from dsv2.service.platform.idempotent import Attempt
 from dsv2.service.routes import inference_routers
 from dsv2.service.serving import Caller, Canceller, Models, ServedModel, Sink
-from dsv2.service.sse import Patience
-from dsv2.service.streams import pump
-from dsv2.service.wire import Stats, Tokens
+from dsv2.service.web.app import create_app
+from dsv2.service.web.errors import ApiError
+from dsv2.service.worker.streams import pump
+from dsv2.service.worker.wire import Stats, Tokens
 from dsv2.tokenizer import Tokenizer, chat_format
 
 Step = Tokens | Exception | float

@@ -9,7 +9,7 @@ from typing import Any
 from dsv2.engine.engine import Engine, TokenOutput
 from dsv2.engine.request import Request
 from dsv2.engine.runner import Runner
-from dsv2.service import worker
+from dsv2.service.worker import main as worker
 
 _real_add, _real_launch, _real_step = Engine.add, Runner.launch, Engine.step
 

@@ -16,9 +16,10 @@ import time
 import msgspec
 import zmq
 
-from dsv2.service.heartbeat import Beats
-from dsv2.service.process import WorkerOptions, addresses
-from dsv2.service.wire import (
+from dsv2.service.worker.heartbeat import Beats
+from dsv2.service.worker.main import Lifeline, Reports
+from dsv2.service.worker.process import WorkerOptions, addresses
+from dsv2.service.worker.wire import (
     Batch,
     FromEngine,
     Stats,
@@ -28,7 +29,6 @@ from dsv2.service.wire import (
     decode_to_engine,
     encode,
 )
-from dsv2.service.worker import Lifeline, Reports
 
 
 class Loop:

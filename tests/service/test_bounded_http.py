@@ -15,9 +15,9 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from dsv2.service import bounded_http
-from dsv2.service.bounded_http import MAX_HEAD, BoundedProtocol
-from dsv2.service.http import CHUNK
+from dsv2.service.web import bounded_http
+from dsv2.service.web.bounded_http import MAX_HEAD, BoundedProtocol
+from dsv2.service.web.http import CHUNK
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 

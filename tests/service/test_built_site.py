@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from dsv2.service.app import create_app
 from dsv2.service.routes.home import home_routes
-from dsv2.service.static_files import FOLDER, PAGE, built_site
+from dsv2.service.web.app import create_app
+from dsv2.service.web.static_files import FOLDER, PAGE, built_site
 from tests.service.asgi import ask
 from tests.service.fakes import identify
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from dsv2.engine.request import OverloadedError, Request, RequestError
-from dsv2.service.client import EngineClient
-from dsv2.service.process import MAX_TO_ENGINE, WorkerOptions
 from dsv2.service.serving import Engine, EngineGoneError
-from dsv2.service.streams import outputs_of
-from dsv2.service.supervisor import Patience, Supervisor
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.process import MAX_TO_ENGINE, WorkerOptions
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.supervisor import Patience, Supervisor
 from tests.service.workers import (
     ENDLESS,
     FAULTY,

@@ -18,8 +18,8 @@ from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 
 from dsv2.engine.request import Request
-from dsv2.service.errors import ApiError
-from dsv2.service.wire import Logprobs, Tokens
+from dsv2.service.web.errors import ApiError
+from dsv2.service.worker.wire import Logprobs, Tokens
 from tests.service.fakes import HEADERS, Site, Step, make_site, pocket_tokenizer
 from tests.service.test_tool_stream import answer_ids
 

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from dsv2.engine.request import Limits, OverloadedError, Request, SamplingParams
-from dsv2.service.generation import AnswerError, Choice, Generation, Piece
-from dsv2.service.pace import Pace
+from dsv2.service.inference.generation import AnswerError, Choice, Generation, Piece
+from dsv2.service.inference.pace import Pace
+from dsv2.service.inference.tool_stream import AnswerReader
 from dsv2.service.serving import Canceller, EngineGoneError, Sink
-from dsv2.service.streams import outputs_of
-from dsv2.service.tool_stream import AnswerReader
-from dsv2.service.wire import Stats, Tokens
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.wire import Stats, Tokens
 from dsv2.tokenizer import special
 from tests.service.fakes import FakeTicket, pocket_tokenizer
 from tests.service.test_tool_stream import answer_ids

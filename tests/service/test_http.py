@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from dsv2.service.http import BodyLimit
+from dsv2.service.web.http import BodyLimit
 from tests.service.asgi import ask
 from tests.service.fakes import Site, make_site, pocket_tokenizer, words
 

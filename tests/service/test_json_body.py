@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from dsv2.service.errors import ApiError
-from dsv2.service.json_body import MAX_DEPTH, parse_json, validated
 from dsv2.service.protocol import ChatBody, CompletionBody
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import MAX_DEPTH, parse_json, validated
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import cast
 import pytest
 
 from dsv2.engine.request import Limits, Request
-from dsv2.service.logs import set_up
-from dsv2.service.metrics import Metrics
 from dsv2.service.serving import ServedModel
-from dsv2.service.wire import Stats, Tokens
+from dsv2.service.web.logs import set_up
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.worker.wire import Stats, Tokens
 
 
 @pytest.fixture

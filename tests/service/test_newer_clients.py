@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from dsv2.engine.request import Request
-from dsv2.service.errors import ApiError
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.wire import Tokens
+from dsv2.service.web.errors import ApiError
+from dsv2.service.worker.wire import Tokens
 from tests.service.fakes import Site, Step, make_site, pocket_tokenizer
 from tests.service.test_clients import Person
 from tests.service.test_clients import script as greet

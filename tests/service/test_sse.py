@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dsv2.engine.request import OverloadedError, Request, RequestError
-from dsv2.service.errors import ApiError
+from dsv2.service.inference.sse import Patience
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.sse import Patience
-from dsv2.service.wire import Tokens
+from dsv2.service.web.errors import ApiError
+from dsv2.service.worker.wire import Tokens
 from tests.service.asgi import Reply, ask, call, folded
 from tests.service.fakes import FakeTicket, Script, Site, Step, make_site, pocket_tokenizer, words
 
@@ -287,7 +287,7 @@ def test_an_answer_is_settled_before_its_last_word(stream: bool) -> None:
 def test_an_answer_does_not_wait_for_ever_for_its_settlement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dsv2.service.sse._SETTLING", 0.05)
+    monkeypatch.setattr("dsv2.service.inference.sse._SETTLING", 0.05)
     site = make_site(steps("one", "."), TOKENIZER)
 
     async def work() -> None:

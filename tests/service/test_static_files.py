@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fastapi import APIRouter
 
-from dsv2.service.app import create_app
-from dsv2.service.deps import Public
 from dsv2.service.routes.home import home_routes
-from dsv2.service.static_files import BuiltSite, built_site
+from dsv2.service.web.app import create_app
+from dsv2.service.web.deps import Public
+from dsv2.service.web.static_files import BuiltSite, built_site
 from tests.service.asgi import Reply, ask
 from tests.service.fakes import identify
 
@@ -137,6 +137,6 @@ def test_without_a_site_there_is_a_word(tmp_path: Path) -> None:
 
 
 def test_what_is_no_site_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv2.service.static_files.MAX_BYTES", 100)
+    monkeypatch.setattr("dsv2.service.web.static_files.MAX_BYTES", 100)
     with pytest.raises(ValueError, match="more than 100 bytes"):
         built_site(folder)

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dsv2.service.process import WorkerOptions
-from dsv2.service.supervisor import Patience, Supervisor
+from dsv2.service.worker.process import WorkerOptions
+from dsv2.service.worker.supervisor import Patience, Supervisor
 from tests.service.workers import IDLE, socket_folder, until
 
 QUICK = Patience(ready=20.0, silent=1.0, restarts=2, first_delay=0.05, longest_delay=0.1)
@@ -136,7 +136,7 @@ def test_a_process_that_is_never_ready_is_killed(folder: str) -> None:
 def test_a_process_that_does_not_stop_is_killed(
     folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv2.service.supervisor._GRACE", 0.3)
+    monkeypatch.setattr("dsv2.service.worker.supervisor._GRACE", 0.3)
 
     async def run() -> None:
         async with supervised(folder, "stubborn") as supervisor:
@@ -165,7 +165,7 @@ def test_it_can_be_stopped_at_any_time(folder: str) -> None:
 
     monkeyed = pytest.MonkeyPatch()
     with monkeyed.context() as patch:
-        patch.setattr("dsv2.service.supervisor._GRACE", 0.1)
+        patch.setattr("dsv2.service.worker.supervisor._GRACE", 0.1)
         asyncio.run(run())
 
 

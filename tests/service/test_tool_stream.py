@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2.engine.request import SamplingParams
-from dsv2.service.answers import Call
-from dsv2.service.tool_stream import AnswerReader, whole_calls
+from dsv2.service.inference.answers import Call
+from dsv2.service.inference.tool_stream import AnswerReader, whole_calls
 from dsv2.tokenizer import ChatError, chat_format, special
 from tests.service.fakes import pocket_tokenizer
 

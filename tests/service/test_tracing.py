@@ -14,13 +14,13 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from dsv2.service import tracing
-from dsv2.service.app import create_app
-from dsv2.service.deps import Public
-from dsv2.service.errors import ApiError
 from dsv2.service.serving import Caller
 from dsv2.service.settings import SettingsError
-from dsv2.service.tracing import TracedAdmission, Tracing
+from dsv2.service.web import tracing
+from dsv2.service.web.app import create_app
+from dsv2.service.web.deps import Public
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.tracing import TracedAdmission, Tracing
 
 SECRET = "sk-very-secret"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -157,7 +157,7 @@ def test_without_the_extra_the_setting_says_what_to_install(
 
 def test_nothing_is_imported_unless_asked() -> None:
     code = (
-        "import sys, dsv2.service.server, dsv2.service.tracing\n"
+        "import sys, dsv2.service.server, dsv2.service.web.tracing\n"
         "optional = ('opentelemetry.sdk', 'opentelemetry.exporter', 'ray')\n"
         "found = [name for name in sys.modules if name.startswith(optional)]\n"
         "assert not found, found"

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsv2.engine.request import Request, SamplingParams, Structure
-from dsv2.service.process import WorkerOptions, addresses
-from dsv2.service.wire import (
+from dsv2.service.worker.process import WorkerOptions, addresses
+from dsv2.service.worker.wire import (
     Ask,
     Batch,
     Cancel,
@@ -121,7 +121,8 @@ def test_sockets_are_files_and_options_are_checked() -> None:
 
 def test_the_api_process_needs_no_torch() -> None:
     program = (
-        "import sys, dsv2.service.client, dsv2.service.supervisor, dsv2.service.worker;"
+        "import sys, dsv2.service.worker.client, dsv2.service.worker.supervisor;"
+        "import dsv2.service.worker.main;"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -14,10 +14,10 @@ import zmq
 
 from dsv2 import LLM
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams, Structure
-from dsv2.service.client import EngineClient
-from dsv2.service.process import MAX_TO_ENGINE, addresses
-from dsv2.service.streams import outputs_of
-from dsv2.service.wire import (
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.process import MAX_TO_ENGINE, addresses
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.wire import (
     Batch,
     Logprobs,
     Submit,

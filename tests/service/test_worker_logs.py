@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dsv2.service.logs import resolve_format
-from dsv2.service.process import WorkerOptions
 from dsv2.service.server import _worker_options
 from dsv2.service.settings import ServeSettings
+from dsv2.service.web.logs import resolve_format
+from dsv2.service.worker.process import WorkerOptions
 from tests.service.workers import WORKER, environment, make_options, socket_folder
 
 

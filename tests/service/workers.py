@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from dsv2.engine.request import Request, SamplingParams
-from dsv2.service.client import EngineClient
-from dsv2.service.process import WorkerOptions
-from dsv2.service.wire import Stats, Tokens
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.process import WorkerOptions
+from dsv2.service.worker.wire import Stats, Tokens
 
 GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 ENDLESS = SamplingParams(max_tokens=480, temperature=0.0, ignore_eos=True)

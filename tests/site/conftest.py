@@ -14,10 +14,10 @@ from typing import NoReturn
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from dsv2.service.static_files import FOLDER, PAGE
 from dsv2.service.store.checks import now_ms
 from dsv2.service.store.settings import change_setting
 from dsv2.service.store.users import add_user
+from dsv2.service.web.static_files import FOLDER, PAGE
 from tests.service.running import Running, running
 from tests.service.store.make import cheap_passwords
 from tests.site.scripted import Scripted, scripted_site

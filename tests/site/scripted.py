@@ -11,16 +11,16 @@ from pathlib import Path
 import uvicorn
 
 from dsv2.engine.request import Request
-from dsv2.service.chat_runs import answering
-from dsv2.service.metrics import Metrics
-from dsv2.service.office import Office, ensure_prices, running
+from dsv2.service.chats.runs import answering
+from dsv2.service.platform.office import Office, ensure_prices, running
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ServeSettings
 from dsv2.service.site import make_app
-from dsv2.service.static_files import built_site
 from dsv2.service.store import migrations, open_store
 from dsv2.service.store.checks import now_ms
-from dsv2.service.wire import Tokens
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.web.static_files import built_site
+from dsv2.service.worker.wire import Tokens
 from dsv2.tokenizer import chat_format
 from tests.service.fakes import FakeEngine, Step, pocket_tokenizer
 

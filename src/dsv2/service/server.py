@@ -16,25 +16,25 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from dsv2.checkpoint import resolve
-from dsv2.service import event_loop, tracing
-from dsv2.service.bootstrap import first_admin_key, open_platform
-from dsv2.service.bounded_http import BoundedProtocol
-from dsv2.service.chat_runs import Runs, answering
-from dsv2.service.client import EngineClient
-from dsv2.service.drain import Drain
-from dsv2.service.logs import resolve_format, set_up
-from dsv2.service.metrics import Metrics
-from dsv2.service.office import Office, ensure_prices, running
-from dsv2.service.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
+from dsv2.service.chats.runs import Runs, answering
+from dsv2.service.platform.bootstrap import first_admin_key, open_platform
+from dsv2.service.platform.office import Office, ensure_prices, running
 from dsv2.service.replicas.cluster import Scaling, connected
 from dsv2.service.replicas.engine import RayEngine, tokenizer_of
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
 from dsv2.service.site import make_app, make_operations_app
-from dsv2.service.static_files import built_site
 from dsv2.service.store.checks import now_ms
-from dsv2.service.supervisor import Patience, Supervisor
-from dsv2.service.tracing import TracedAdmission, Tracing
+from dsv2.service.web import event_loop, tracing
+from dsv2.service.web.bounded_http import BoundedProtocol
+from dsv2.service.web.drain import Drain
+from dsv2.service.web.logs import resolve_format, set_up
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.web.static_files import built_site
+from dsv2.service.web.tracing import TracedAdmission, Tracing
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
+from dsv2.service.worker.supervisor import Patience, Supervisor
 from dsv2.tokenizer import Tokenizer, chat_format
 
 log = logging.getLogger("dsv2.service")

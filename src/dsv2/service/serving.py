@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from dsv2.engine.request import Limits, Request
-from dsv2.service.wire import Stats, Tokens
+from dsv2.service.worker.wire import Stats, Tokens
 from dsv2.tokenizer import ChatFormat, Tokenizer
 
 if TYPE_CHECKING:
-    from dsv2.service.idempotent import Attempt
+    from dsv2.service.platform.idempotent import Attempt
 
 
 class EngineGoneError(RuntimeError):

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dsv2.checkpoint.hub import HUBS
-from dsv2.service.folders import data_folder
+from dsv2.service.platform.folders import data_folder
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/-]{0,127}")

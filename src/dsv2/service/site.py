@@ -7,20 +7,20 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp
 
-from dsv2.service import desk
-from dsv2.service.app import create_app
-from dsv2.service.chat_runs import Runs
-from dsv2.service.inference import Inference
-from dsv2.service.metrics import Metrics
-from dsv2.service.office import Office
+from dsv2.service.chats.runs import Runs
+from dsv2.service.inference.context import Inference
+from dsv2.service.inference.sse import Patience
+from dsv2.service.platform import desk
+from dsv2.service.platform.office import Office
 from dsv2.service.routes import inference_routers
 from dsv2.service.routes.health import health_routes, operations_routes
 from dsv2.service.routes.home import home_routes
 from dsv2.service.routes.platform import chat_routers, platform_routers
 from dsv2.service.serving import Admission, Caller, Models
 from dsv2.service.settings import ServeSettings
-from dsv2.service.sse import Patience
-from dsv2.service.static_files import BuiltSite
+from dsv2.service.web.app import create_app
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.web.static_files import BuiltSite
 
 
 def make_app(
@@ -45,7 +45,7 @@ def make_app(
 
     Returns:
         The application. Its ``state.runs`` are the chat's answers: to be started and stopped with
-        it, within the office's time; :func:`dsv2.service.chat_runs.answering` does.
+        it, within the office's time; :func:`dsv2.service.chats.runs.answering` does.
     """
     inference = Inference(
         models, admission or office.admission, Patience(in_line=settings.queue_seconds), metrics

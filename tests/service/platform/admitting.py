@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from dsv2.service.admission import StoreAdmission, StoreTicket
-from dsv2.service.errors import ApiError
+from dsv2.service.platform.admission import StoreAdmission, StoreTicket
 from dsv2.service.serving import Caller
 from dsv2.service.store import Store, ledger, reservations
 from dsv2.service.store.reservations import Reservation
 from dsv2.service.store.verify import verify_books
+from dsv2.service.web.errors import ApiError
 from tests.service.platform.site import Person
 
 # 10 prompt tokens at 10 micro-units and up to 5 more at 20.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dsv2.service.admission import StoreAdmission
-from dsv2.service.office import Office
+from dsv2.service.platform.admission import StoreAdmission
+from dsv2.service.platform.office import Office
 from dsv2.service.store import Store, migrations, open_store
 from tests.service.platform.site import Site, add_price
 from tests.service.store.make import cheap_passwords, wipe

@@ -11,16 +11,16 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import Connection
 
-from dsv2.service.app import create_app
-from dsv2.service.desk import install
-from dsv2.service.metrics import Metrics
-from dsv2.service.office import Office
+from dsv2.service.platform.desk import install
+from dsv2.service.platform.office import Office
 from dsv2.service.routes.platform import platform_routers
 from dsv2.service.serving import Admission, Models, ServedModel
 from dsv2.service.settings import ServeSettings
 from dsv2.service.site import make_app as make_public_app
 from dsv2.service.store import Store, keys, ledger, users
 from dsv2.service.store.settings import load_settings
+from dsv2.service.web.app import create_app
+from dsv2.service.web.metrics import Metrics
 from dsv2.tokenizer import chat_format
 from tests.service.fakes import FakeEngine, pocket_tokenizer, words
 from tests.service.store.make import price

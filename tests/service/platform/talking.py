@@ -9,13 +9,13 @@ from functools import cache
 from typing import Any
 
 from dsv2.engine.request import Request
-from dsv2.service.chat_runs import Runs
-from dsv2.service.metrics import Metrics
-from dsv2.service.office import Office
+from dsv2.service.chats.runs import Runs
+from dsv2.service.platform.office import Office
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ServeSettings
 from dsv2.service.site import make_app
-from dsv2.service.wire import Logprobs, Tokens
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.worker.wire import Logprobs, Tokens
 from dsv2.tokenizer import chat_format
 from tests.service.asgi import Reply, call
 from tests.service.fakes import FakeEngine, Step, pocket_tokenizer

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from dsv2.service.admission import StoreAdmission
-from dsv2.service.errors import ApiError
+from dsv2.service.platform.admission import StoreAdmission
 from dsv2.service.serving import Rates
 from dsv2.service.store import Store, keys, ledger, users
+from dsv2.service.web.errors import ApiError
 from tests.service.platform.admitting import (
     HOLD,
     admit,

@@ -13,12 +13,12 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from dsv2.engine.request import OverloadedError
-from dsv2.service.admission import StoreAdmission
-from dsv2.service.chat_runs import Runs, answering
-from dsv2.service.chat_shapes import message_shape
-from dsv2.service.office import Office
+from dsv2.service.chats.runs import Runs, answering
+from dsv2.service.chats.shapes import message_shape
+from dsv2.service.inference.sse import Patience
+from dsv2.service.platform.admission import StoreAdmission
+from dsv2.service.platform.office import Office
 from dsv2.service.serving import EngineGoneError, Rates
-from dsv2.service.sse import Patience
 from dsv2.service.store import Store
 from dsv2.service.store.errors import UnavailableError
 from dsv2.service.store.models import messages
@@ -131,7 +131,7 @@ def test_whoever_waits_gets_a_sign_of_life(talk: Talk) -> None:
 
 
 def test_the_pages_that_read_are_counted(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsv2.service.chat_runs.MAX_READERS", 1)
+    monkeypatch.setattr("dsv2.service.chats.runs.MAX_READERS", 1)
     talk.allowed = 0
     _, answer = talk.begin()
 
@@ -469,7 +469,7 @@ def test_an_answers_end_waits_for_the_database(
 def test_answers_of_another_process_are_read_and_stopped(
     talk: Talk, office: Office, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv2.service.chat_events.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("dsv2.service.chats.events.POLL_SECONDS", 0.01)
     talk.allowed = 3
     conversation, answer = talk.begin()
     here, elsewhere = talk.runs, Runs(office, talk.runs.inference)
@@ -500,7 +500,7 @@ def test_answers_of_another_process_are_read_and_stopped(
 def test_a_page_that_reads_another_process_learns_of_deletion(
     talk: Talk, office: Office, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv2.service.chat_events.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("dsv2.service.chats.events.POLL_SECONDS", 0.01)
     talk.allowed = 0
     conversation, answer = talk.begin()
     here = talk.runs
@@ -522,7 +522,7 @@ def test_a_page_that_reads_another_process_learns_of_deletion(
 def test_an_answer_that_says_nothing_is_renewed(
     talk: Talk, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dsv2.service.chat_run.RENEW_SECONDS", 0.0)
+    monkeypatch.setattr("dsv2.service.chats.run.RENEW_SECONDS", 0.0)
     talk.allowed = 0
     _, answer = talk.begin()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dsv2
-from dsv2.service.office import Office
+from dsv2.service.platform.office import Office
 from dsv2.service.store import Store, chats
 from dsv2.service.store.settings import change_setting
 from tests.service.asgi import Reply, call

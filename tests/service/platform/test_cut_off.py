@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection
 
-from dsv2.service.admission import LEASE, StoreAdmission
-from dsv2.service.keeper import Keeper
-from dsv2.service.office import Office, ensure_prices, running
+from dsv2.service.platform.admission import LEASE, StoreAdmission
+from dsv2.service.platform.keeper import Keeper
+from dsv2.service.platform.office import Office, ensure_prices, running
+from dsv2.service.platform.writer import Writer
 from dsv2.service.serving import Rates
 from dsv2.service.store import Store, prices
 from dsv2.service.store.errors import UnavailableError
 from dsv2.service.store.settings import change_setting
-from dsv2.service.writer import Writer
 from tests.service.platform.admitting import (
     HOLD,
     admit,

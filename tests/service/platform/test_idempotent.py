@@ -13,16 +13,16 @@ import pytest
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from dsv2.service.admission import LEASE, StoreAdmission
-from dsv2.service.app import create_app
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Desk, install
-from dsv2.service.idempotent import Repeatable
-from dsv2.service.office import Office
+from dsv2.service.platform.admission import LEASE, StoreAdmission
+from dsv2.service.platform.desk import Desk, install
+from dsv2.service.platform.idempotent import Repeatable
+from dsv2.service.platform.office import Office
+from dsv2.service.platform.writer import Writer
 from dsv2.service.store import Store, ledger
 from dsv2.service.store.errors import UnavailableError
 from dsv2.service.store.verify import verify_books
-from dsv2.service.writer import Writer
+from dsv2.service.web.app import create_app
+from dsv2.service.web.deps import SignedIn
 from tests.service.platform.site import Client, Person, Site, add_person, make_whole_app
 
 HOLD = 200

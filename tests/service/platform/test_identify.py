@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsv2.service.office import Office
+from dsv2.service.platform.office import Office
 from dsv2.service.settings import ServeSettings
 from dsv2.service.store import Store, keys, ledger, users
 from tests.service.platform.site import Client, Site, add_person, make_app

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsv2.service.office import Office
+from dsv2.service.platform.office import Office
 from dsv2.service.serving import Caller, Ticket
 from dsv2.service.store import ledger
 from dsv2.service.store.verify import verify_books

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dsv2.service.errors import ApiError
-from dsv2.service.rates import Limiter, Throttle, duration
+from dsv2.service.platform.rates import Limiter, Throttle, duration
 from dsv2.service.serving import Rates
+from dsv2.service.web.errors import ApiError
 
 
 class Clock:

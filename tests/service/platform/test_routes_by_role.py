@@ -18,7 +18,7 @@ from typing import Any
 import fastapi.routing
 import pytest
 
-from dsv2.service.office import Office
+from dsv2.service.platform.office import Office
 from dsv2.service.store import (
     chat_answers,
     chat_messages,

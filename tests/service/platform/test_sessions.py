@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dsv2.service.office import Office
+from dsv2.service.platform.office import Office
 from dsv2.service.store import Store, ledger, users
 from dsv2.service.store.settings import change_setting
 from tests.service.platform.site import ORIGIN, PASSWORD, Site, add_person

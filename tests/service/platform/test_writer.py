@@ -11,11 +11,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
+from dsv2.service.platform.writer import MOST, Writer
 from dsv2.service.store import Store
 from dsv2.service.store.errors import ConflictError, FieldError, UnavailableError
 from dsv2.service.store.models import users
 from dsv2.service.store.users import add_user, list_users
-from dsv2.service.writer import MOST, Writer
 
 pytestmark = pytest.mark.usefixtures("one_line")
 

@@ -10,8 +10,8 @@ from dsv2.engine.request import OverloadedError, RequestError
 from dsv2.service.replicas.engine import RayEngine
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.streams import outputs_of
-from dsv2.service.wire import Batch, Stats, Tokens, Welcome, encode
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.wire import Batch, Stats, Tokens, Welcome, encode
 from tests.service.workers import collect, request, tokens_of, until
 
 exceptions = pytest.importorskip(

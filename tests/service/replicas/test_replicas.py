@@ -18,7 +18,7 @@ from dsv2.engine.request import RequestError, SamplingParams
 from dsv2.service.replicas.cluster import Scaling, connected
 from dsv2.service.replicas.engine import RayEngine
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.streams import outputs_of
+from dsv2.service.worker.streams import outputs_of
 from tests.service.workers import GREEDY, collect, make_options, request, tokens_of, until
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dsv2[ray]'")

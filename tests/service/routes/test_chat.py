@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2.engine.request import Request
-from dsv2.service.wire import Logprobs, Tokens
+from dsv2.service.worker.wire import Logprobs, Tokens
 from dsv2.tokenizer import Tokenizer, special
 from tests.service.asgi import ask, folded
 from tests.service.fakes import Script, Site, Step, make_site, pocket_tokenizer, words

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dsv2.engine.request import Request
-from dsv2.service.wire import Logprobs, Tokens
+from dsv2.service.worker.wire import Logprobs, Tokens
 from dsv2.tokenizer import special
 from tests.service.asgi import Reply, ask
 from tests.service.fakes import Site, Step, make_site, pocket_tokenizer, words

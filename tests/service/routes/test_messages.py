@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsv2.engine.request import OverloadedError, Request
-from dsv2.service.errors import ApiError
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.wire import Tokens
+from dsv2.service.web.errors import ApiError
+from dsv2.service.worker.wire import Tokens
 from dsv2.tokenizer import special
 from tests.service.asgi import Reply, ask
 from tests.service.fakes import Site, Step, make_site, pocket_tokenizer, words

@@ -15,7 +15,7 @@ import typer
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from dsv2.service.folders import database_url
+from dsv2.service.platform.folders import database_url
 from dsv2.service.store import Store, StoreError, migrations, open_store, users
 from dsv2.service.store.amounts import MICRO, shown
 from dsv2.service.store.checks import MAX_AMOUNT, now_ms

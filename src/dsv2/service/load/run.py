@@ -10,10 +10,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dsv2.service import event_loop
 from dsv2.service.load.arrivals import arrivals
 from dsv2.service.load.client import NO_CONNECTION, Ask, Client
 from dsv2.service.load.record import Record
+from dsv2.service.web import event_loop
 
 T = TypeVar("T")
 

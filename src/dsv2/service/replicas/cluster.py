@@ -13,10 +13,10 @@ from typing import Any
 
 import msgspec
 
-from dsv2.service.process import WorkerOptions
 from dsv2.service.replicas.board import NAMESPACE, Board
 from dsv2.service.replicas.engine import RayEngine
 from dsv2.service.settings import SettingsError
+from dsv2.service.worker.process import WorkerOptions
 
 log = logging.getLogger("dsv2.service.replicas")
 

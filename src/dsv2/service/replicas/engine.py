@@ -24,8 +24,8 @@ from dsv2.service.replicas.messages import (
     decode_from_replica,
 )
 from dsv2.service.serving import Canceller, EngineGoneError, Sink
-from dsv2.service.streams import pump
-from dsv2.service.wire import Stats, Tokens, encode, to_wire
+from dsv2.service.worker.streams import pump
+from dsv2.service.worker.wire import Stats, Tokens, encode, to_wire
 from dsv2.tokenizer import Tokenizer
 from dsv2.tokenizer.bpe import FILES
 

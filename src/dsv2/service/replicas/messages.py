@@ -1,10 +1,10 @@
-"""What a replica says besides :class:`dsv2.service.wire.Batch`; all as MessagePack."""
+"""What a replica says besides :class:`dsv2.service.worker.wire.Batch`; all as MessagePack."""
 
 from __future__ import annotations
 
 import msgspec
 
-from dsv2.service.wire import Batch, Stats, Welcome, refusing
+from dsv2.service.worker.wire import Batch, Stats, Welcome, refusing
 
 
 class Taken(msgspec.Struct, tag="taken", array_like=True, frozen=True):

@@ -16,14 +16,14 @@ import msgspec
 
 from dsv2.checkpoint import resolve
 from dsv2.engine.request import OverloadedError, RequestError
-from dsv2.service.client import EngineClient
-from dsv2.service.process import EXIT_BROKEN, WorkerOptions
 from dsv2.service.replicas.board import NAMESPACE
 from dsv2.service.replicas.messages import Beat, Description, Lost, Taken
 from dsv2.service.serving import EngineGoneError
-from dsv2.service.streams import outputs_of
-from dsv2.service.supervisor import Patience, Supervisor
-from dsv2.service.wire import Batch, Submit, Tokens, Welcome, encode, from_wire, refusing
+from dsv2.service.worker.client import EngineClient
+from dsv2.service.worker.process import EXIT_BROKEN, WorkerOptions
+from dsv2.service.worker.streams import outputs_of
+from dsv2.service.worker.supervisor import Patience, Supervisor
+from dsv2.service.worker.wire import Batch, Submit, Tokens, Welcome, encode, from_wire, refusing
 from dsv2.tokenizer import Tokenizer
 
 log = logging.getLogger("dsv2.service.replicas")
@@ -93,7 +93,7 @@ class EngineReplica:
         return encode(Description(welcome, tokenizer.files()))
 
     async def generate(self, frame: bytes) -> AsyncGenerator[bytes, None]:
-        """Take a :class:`dsv2.service.wire.Submit` and yield frames of ``FromReplica``."""
+        """Take a :class:`dsv2.service.worker.wire.Submit` and yield frames of ``FromReplica``."""
         yield encode(Taken(self._name, os.getpid()))
         try:
             submit = _decode_submit(frame)

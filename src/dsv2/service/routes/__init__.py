@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from dsv2.service.inference import Inference
+from dsv2.service.inference.context import Inference
 from dsv2.service.routes import chat, completions, messages, models, responses, tokenize
 
 

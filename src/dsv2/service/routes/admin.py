@@ -25,8 +25,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field, JsonValue
 from sqlalchemy import Connection
 
-from dsv2.service.deps import Administrator
-from dsv2.service.desk import Before, Body, Desk, Limit, Offset
+from dsv2.service.platform.desk import Before, Body, Desk, Limit, Offset
 from dsv2.service.routes.usage import Days, csv_answer
 from dsv2.service.store import audit, backup, codes, prices, users
 from dsv2.service.store.audit import AuditEntry
@@ -34,6 +33,7 @@ from dsv2.service.store.checks import new_id
 from dsv2.service.store.settings import change_setting, load_settings
 from dsv2.service.store.usage import DailyUsage, requests_of
 from dsv2.service.store.verify import verify_books
+from dsv2.service.web.deps import Administrator
 
 router = APIRouter(prefix="/api/admin")
 

@@ -23,9 +23,7 @@ from fastapi import APIRouter, Query
 from pydantic import Field, SecretStr
 from sqlalchemy import Connection
 
-from dsv2.service.deps import Administrator
-from dsv2.service.desk import Before, Body, Desk, Limit, Offset
-from dsv2.service.errors import ApiError
+from dsv2.service.platform.desk import Before, Body, Desk, Limit, Offset
 from dsv2.service.routes.keys import key_shape
 from dsv2.service.routes.money import balance_shape, transfer_shape
 from dsv2.service.routes.sessions import user_shape
@@ -34,6 +32,8 @@ from dsv2.service.store import keys, ledger, reservations, users
 from dsv2.service.store.checks import new_id
 from dsv2.service.store.settings import load_settings
 from dsv2.service.store.users import User
+from dsv2.service.web.deps import Administrator
+from dsv2.service.web.errors import ApiError
 
 router = APIRouter(prefix="/api/admin")
 

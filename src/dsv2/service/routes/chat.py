@@ -8,18 +8,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from dsv2.service.answers import ChatCompletion
-from dsv2.service.chat_job import chat_job
-from dsv2.service.chat_writer import ChatStreamWriter, ChatWriter, Heading
-from dsv2.service.deps import SignedIn
-from dsv2.service.errors import ApiError
-from dsv2.service.idempotent import Repeatable
-from dsv2.service.inference import Inference, Job, fingerprint, request_id
-from dsv2.service.json_body import json_body
-from dsv2.service.openapi import described
+from dsv2.service.inference.answers import ChatCompletion
+from dsv2.service.inference.chat_job import chat_job
+from dsv2.service.inference.chat_writer import ChatStreamWriter, ChatWriter, Heading
+from dsv2.service.inference.context import Inference, Job, fingerprint, request_id
+from dsv2.service.inference.sse import Writer
+from dsv2.service.platform.idempotent import Repeatable
 from dsv2.service.protocol import ChatBody
 from dsv2.service.serving import ServedModel
-from dsv2.service.sse import Writer
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
+from dsv2.service.web.openapi import described
 
 PATHS = ("/chat/completions", "/v1/chat/completions", "/beta/chat/completions")
 

@@ -21,14 +21,11 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 from sqlalchemy import Connection
 
-from dsv2.service.answers import encode
-from dsv2.service.chat_params import Params, SiteBody, checked_params
-from dsv2.service.chat_shapes import conversation_shape, heading_shape
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Answers, Desk
-from dsv2.service.errors import ApiError
-from dsv2.service.json_body import json_body
-from dsv2.service.office import Office
+from dsv2.service.chats.params import Params, SiteBody, checked_params
+from dsv2.service.chats.shapes import conversation_shape, heading_shape
+from dsv2.service.inference.answers import encode
+from dsv2.service.platform.desk import Answers, Desk
+from dsv2.service.platform.office import Office
 from dsv2.service.protocol.base import Many
 from dsv2.service.routes.chat_messages import File
 from dsv2.service.serving import Models
@@ -37,6 +34,9 @@ from dsv2.service.store.chat_archive import Archived
 from dsv2.service.store.chat_messages import AnswerUsage, Attachment, Failure, Message
 from dsv2.service.store.chats import Conversation, Heading
 from dsv2.service.store.errors import FieldError, NotFoundError
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
 
 router = APIRouter(prefix="/api/chat")
 

@@ -11,20 +11,20 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from dsv2.service.answers import Usage
-from dsv2.service.chat_events import site_event
-from dsv2.service.chat_params import Params, SiteBody, checked_params, find_model
-from dsv2.service.chat_shapes import usage_shape
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Answers
-from dsv2.service.errors import ApiError
-from dsv2.service.generation import Choice, Piece
-from dsv2.service.inference import Job, encoded, request_id
-from dsv2.service.json_body import json_body
-from dsv2.service.params import default_max_tokens, sampling_params
+from dsv2.service.chats.events import site_event
+from dsv2.service.chats.params import Params, SiteBody, checked_params, find_model
+from dsv2.service.chats.shapes import usage_shape
+from dsv2.service.inference.answers import Usage
+from dsv2.service.inference.context import Job, encoded, request_id
+from dsv2.service.inference.generation import Choice, Piece
+from dsv2.service.inference.params import default_max_tokens, sampling_params
+from dsv2.service.inference.tool_stream import AnswerReader
+from dsv2.service.platform.desk import Answers
 from dsv2.service.protocol.base import SamplingBody
 from dsv2.service.store.chat_messages import AnswerUsage
-from dsv2.service.tool_stream import AnswerReader
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -41,7 +41,7 @@ class Gap(SiteBody):
 
 
 class FillWriter:
-    """Writes the filling as events; see :class:`dsv2.service.sse.Writer`."""
+    """Writes the filling as events; see :class:`dsv2.service.inference.sse.Writer`."""
 
     is_stream = True
 

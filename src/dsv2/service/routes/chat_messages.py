@@ -20,16 +20,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import Field
 
-from dsv2.service.chat_events import EventsResponse, events_of
-from dsv2.service.chat_params import SiteBody
-from dsv2.service.chat_shapes import message_shape
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Answers, Desk
-from dsv2.service.errors import ApiError
-from dsv2.service.json_body import json_body
+from dsv2.service.chats.events import EventsResponse, events_of
+from dsv2.service.chats.params import SiteBody
+from dsv2.service.chats.shapes import message_shape
+from dsv2.service.platform.desk import Answers, Desk
 from dsv2.service.protocol.base import Many
 from dsv2.service.store import chat_messages
 from dsv2.service.store.chat_messages import MAX_ATTACHMENTS, Attachment
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
 
 router = APIRouter(prefix="/api/chat")
 

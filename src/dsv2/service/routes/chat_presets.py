@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
 
-from dsv2.service.chat_params import Params, SiteBody, checked_params
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Answers, Desk
-from dsv2.service.json_body import json_body
+from dsv2.service.chats.params import Params, SiteBody, checked_params
+from dsv2.service.platform.desk import Answers, Desk
 from dsv2.service.routes.chats import changes_of
 from dsv2.service.store import presets
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.json_body import json_body
 
 router = APIRouter(prefix="/api/chat/presets")
 

@@ -19,16 +19,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Response
 from sqlalchemy import Connection
 
-from dsv2.service.answers import encode
-from dsv2.service.chat_params import Params, SiteBody, checked_params
-from dsv2.service.chat_shapes import conversation_shape, heading_shape
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Answers, Desk
-from dsv2.service.errors import ApiError
-from dsv2.service.json_body import json_body
+from dsv2.service.chats.params import Params, SiteBody, checked_params
+from dsv2.service.chats.shapes import conversation_shape, heading_shape
+from dsv2.service.inference.answers import encode
+from dsv2.service.platform.desk import Answers, Desk
 from dsv2.service.protocol.base import Many
 from dsv2.service.serving import Models
 from dsv2.service.store import chat_messages, chats
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
 
 router = APIRouter(prefix="/api/chat")
 

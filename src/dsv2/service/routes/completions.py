@@ -8,20 +8,20 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from dsv2.service.answers import TextCompletion
-from dsv2.service.chat_writer import Heading
-from dsv2.service.deps import SignedIn
-from dsv2.service.errors import ApiError
-from dsv2.service.idempotent import Repeatable
-from dsv2.service.inference import Inference, Job, encoded, fingerprint, request_id
-from dsv2.service.json_body import json_body
-from dsv2.service.openapi import described
-from dsv2.service.params import default_max_tokens, sampling_params
+from dsv2.service.inference.answers import TextCompletion
+from dsv2.service.inference.chat_writer import Heading
+from dsv2.service.inference.context import Inference, Job, encoded, fingerprint, request_id
+from dsv2.service.inference.params import default_max_tokens, sampling_params
+from dsv2.service.inference.sse import Writer
+from dsv2.service.inference.text_writer import TextForm, TextStreamWriter, TextWriter
+from dsv2.service.inference.tool_stream import AnswerReader
+from dsv2.service.platform.idempotent import Repeatable
 from dsv2.service.protocol import CompletionBody
 from dsv2.service.serving import ServedModel
-from dsv2.service.sse import Writer
-from dsv2.service.text_writer import TextForm, TextStreamWriter, TextWriter
-from dsv2.service.tool_stream import AnswerReader
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
+from dsv2.service.web.openapi import described
 
 PATHS = ("/completions", "/v1/completions", "/beta/completions")
 DEFAULT_MAX_TOKENS = 16

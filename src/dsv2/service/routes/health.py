@@ -11,10 +11,10 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams
-from dsv2.service.deps import Administrator, Public
-from dsv2.service.metrics import Metrics
 from dsv2.service.serving import EngineGoneError, Models, ServedModel
-from dsv2.service.streams import outputs_of
+from dsv2.service.web.deps import Administrator, Public
+from dsv2.service.web.metrics import Metrics
+from dsv2.service.worker.streams import outputs_of
 
 _GENERATE_SECONDS = 30.0
 """How long a deep check waits for a token."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
-from dsv2.service.deps import Public
-from dsv2.service.static_files import BuiltSite
+from dsv2.service.web.deps import Public
+from dsv2.service.web.static_files import BuiltSite
 
 _PAGE = """<!doctype html>
 <html lang="en">

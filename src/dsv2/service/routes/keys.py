@@ -20,10 +20,10 @@ from fastapi import APIRouter
 from pydantic import Field
 from sqlalchemy import Connection
 
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Body, Desk, Member
+from dsv2.service.platform.desk import Body, Desk, Member
 from dsv2.service.store import keys
 from dsv2.service.store.keys import ApiKey, KeyLimits
+from dsv2.service.web.deps import SignedIn
 
 router = APIRouter(prefix="/api/account/keys")
 

@@ -7,18 +7,18 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from dsv2.service.answers import encode
-from dsv2.service.chat_job import chat_job
-from dsv2.service.conversation import conversation_ids, tool_use
-from dsv2.service.deps import SignedIn
-from dsv2.service.idempotent import Repeatable
-from dsv2.service.inference import Inference, request_id
-from dsv2.service.json_body import json_body
-from dsv2.service.message_answers import Message, TokenCount
-from dsv2.service.messages_chat import chat_of
-from dsv2.service.messages_writer import MessagesStreamWriter, MessagesWriter
-from dsv2.service.openapi import described
+from dsv2.service.inference.answers import encode
+from dsv2.service.inference.chat_job import chat_job
+from dsv2.service.inference.context import Inference, request_id
+from dsv2.service.inference.conversation import conversation_ids, tool_use
+from dsv2.service.inference.message_answers import Message, TokenCount
+from dsv2.service.inference.messages_chat import chat_of
+from dsv2.service.inference.messages_writer import MessagesStreamWriter, MessagesWriter
+from dsv2.service.platform.idempotent import Repeatable
 from dsv2.service.protocol import CountTokensBody, MessagesBody
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.json_body import json_body
+from dsv2.service.web.openapi import described
 
 PATHS = ("/v1/messages", "/anthropic/v1/messages")
 

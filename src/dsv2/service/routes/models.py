@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from dsv2.service.answers import ModelCard, ModelList, encode
-from dsv2.service.deps import SignedIn
-from dsv2.service.errors import unknown_model
-from dsv2.service.inference import Inference
-from dsv2.service.openapi import described
+from dsv2.service.inference.answers import ModelCard, ModelList, encode
+from dsv2.service.inference.context import Inference
 from dsv2.service.serving import Caller, ServedModel
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import unknown_model
+from dsv2.service.web.openapi import described
 
 
 def router(inference: Inference) -> APIRouter:

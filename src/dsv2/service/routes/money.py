@@ -18,13 +18,13 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from sqlalchemy import Connection
 
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Before, Body, Desk, Limit, Member, address_of, wait_or_refuse
+from dsv2.service.platform.desk import Before, Body, Desk, Limit, Member, address_of, wait_or_refuse
 from dsv2.service.store import codes, ledger, prices
 from dsv2.service.store.amounts import MICRO
 from dsv2.service.store.ledger import Balance, Transfer
 from dsv2.service.store.prices import Price
 from dsv2.service.store.settings import load_settings
+from dsv2.service.web.deps import SignedIn
 
 router = APIRouter()
 

@@ -1,4 +1,4 @@
-"""The platform's routers, for :func:`dsv2.service.app.create_app`."""
+"""The platform's routers, for :func:`dsv2.service.web.app.create_app`."""
 
 from __future__ import annotations
 

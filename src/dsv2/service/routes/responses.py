@@ -8,16 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from dsv2.service.chat_job import chat_job
-from dsv2.service.deps import SignedIn
-from dsv2.service.idempotent import Repeatable
-from dsv2.service.inference import Inference, request_id
-from dsv2.service.json_body import json_body
-from dsv2.service.openapi import described
+from dsv2.service.inference.chat_job import chat_job
+from dsv2.service.inference.context import Inference, request_id
+from dsv2.service.inference.response_answers import ModelResponse
+from dsv2.service.inference.responses_chat import chat_of, structure_name
+from dsv2.service.inference.responses_writer import ResponsesStreamWriter, ResponsesWriter
+from dsv2.service.platform.idempotent import Repeatable
 from dsv2.service.protocol import ResponsesBody
-from dsv2.service.response_answers import ModelResponse
-from dsv2.service.responses_chat import chat_of, structure_name
-from dsv2.service.responses_writer import ResponsesStreamWriter, ResponsesWriter
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.json_body import json_body
+from dsv2.service.web.openapi import described
 
 PATHS = ("/responses", "/v1/responses")
 

@@ -22,13 +22,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field, SecretStr
 from sqlalchemy import Connection
 
-from dsv2.service.deps import Public, SignedIn
-from dsv2.service.desk import Body, Desk, Member, address_of, wait_or_refuse
-from dsv2.service.office import Office
-from dsv2.service.origins import check_same_site
+from dsv2.service.platform.desk import Body, Desk, Member, address_of, wait_or_refuse
+from dsv2.service.platform.office import Office
 from dsv2.service.store import users
 from dsv2.service.store.settings import load_settings
 from dsv2.service.store.users import User
+from dsv2.service.web.deps import Public, SignedIn
+from dsv2.service.web.origins import check_same_site
 
 router = APIRouter(prefix="/api/account")
 

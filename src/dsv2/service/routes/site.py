@@ -15,13 +15,13 @@ from msgspec.structs import asdict
 from sqlalchemy import Connection
 
 import dsv2
-from dsv2.service.deps import Administrator, Public
-from dsv2.service.desk import Answers, Desk
-from dsv2.service.errors import ApiError
-from dsv2.service.office import Office
+from dsv2.service.platform.desk import Answers, Desk
+from dsv2.service.platform.office import Office
 from dsv2.service.serving import Caller
 from dsv2.service.store import users
 from dsv2.service.store.settings import load_settings
+from dsv2.service.web.deps import Administrator, Public
+from dsv2.service.web.errors import ApiError
 
 router = APIRouter(prefix="/api")
 

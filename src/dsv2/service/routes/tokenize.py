@@ -7,17 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.responses import Response
 
-from dsv2.service.answers import Detokenized, TokenizerInfo, TokenList, encode
-from dsv2.service.conversation import conversation_ids
-from dsv2.service.deps import SignedIn
-from dsv2.service.errors import ApiError
-from dsv2.service.inference import Inference, encoded
-from dsv2.service.json_body import json_body
-from dsv2.service.logprobs import token_text
-from dsv2.service.openapi import described
+from dsv2.service.inference.answers import Detokenized, TokenizerInfo, TokenList, encode
+from dsv2.service.inference.context import Inference, encoded
+from dsv2.service.inference.conversation import conversation_ids
+from dsv2.service.inference.logprobs import token_text
 from dsv2.service.protocol import DetokenizeBody, TokenizeBody
 from dsv2.service.protocol.base import MAX_PROMPT_TOKENS
 from dsv2.service.serving import ServedModel
+from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.errors import ApiError
+from dsv2.service.web.json_body import json_body
+from dsv2.service.web.openapi import described
 
 Text = Annotated[TokenizeBody, Depends(json_body(TokenizeBody))]
 Tokens = Annotated[DetokenizeBody, Depends(json_body(DetokenizeBody))]

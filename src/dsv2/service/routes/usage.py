@@ -18,9 +18,8 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from dsv2.service.deps import SignedIn
-from dsv2.service.desk import Day, Desk, Limit, Offset
-from dsv2.service.office import Office
+from dsv2.service.platform.desk import Day, Desk, Limit, Offset
+from dsv2.service.platform.office import Office
 from dsv2.service.store.checks import DAY
 from dsv2.service.store.usage import (
     DailyUsage,
@@ -30,6 +29,7 @@ from dsv2.service.store.usage import (
     day_of,
     requests_of,
 )
+from dsv2.service.web.deps import SignedIn
 
 router = APIRouter(prefix="/api/account")
 

@@ -1,0 +1,1 @@
+"""The chat site's conversations and the answers that grow in them."""

@@ -1,0 +1,1 @@
+"""What stands around every request: HTTP, errors, logs, metrics, the built site's files."""

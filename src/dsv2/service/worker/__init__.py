@@ -1,0 +1,1 @@
+"""The engine process and the API process's side of it."""
