@@ -19,8 +19,6 @@ from typing import Any
 import uvicorn
 
 from dsv2.checkpoint import resolve
-from dsv2.service.web import event_loop
-from dsv2.service.worker import main as worker
 from dsv2.service.chats.runs import answering
 from dsv2.service.platform.bootstrap import open_platform
 from dsv2.service.platform.office import Office, running
@@ -28,8 +26,10 @@ from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ServeSettings
 from dsv2.service.site import make_app
 from dsv2.service.store.checks import now_ms
+from dsv2.service.web import event_loop
 from dsv2.service.web.bounded_http import BoundedProtocol
 from dsv2.service.web.metrics import Metrics
+from dsv2.service.worker import main as worker
 from dsv2.service.worker.client import EngineClient
 from dsv2.tokenizer import Tokenizer, chat_format
 
