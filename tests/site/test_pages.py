@@ -23,7 +23,7 @@ from tests.service.running import Running
 from tests.site.conftest import Open
 from tests.site.judging import problems_of
 from tests.site.visiting import Visit, answers
-from tests.site.world import MAIN, PASSWORD, RESIDENT, World, settled
+from tests.site.world import MAIN, PASSWORD, RESIDENT, STORED, World, settled
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -43,7 +43,7 @@ class Shot:
 
     Attributes:
         words: that stand on it once it is there.
-        path: where it is; ``{main}`` and ``{user}`` are places of the world.
+        path: where it is; ``{main}``, ``{stored}`` and ``{user}`` are places of the world.
         act: brings it into its state.
         is_kept: whether the documentation has a picture of it.
     """
@@ -97,7 +97,8 @@ def help_sheet(page: Page) -> None:
 
 SHOTS: dict[str, Shot] = {
     "new": Shot("What would you like to work on?", "/", is_kept=True),
-    "chat": Shot("17 + 25 = 42", "{main}", is_kept=True),
+    "chat": Shot("只保存低秩潜向量", "{stored}", is_kept=True),
+    "answers": Shot("17 + 25 = 42", "{main}"),
     "tokens": Shot("instead:", "{main}", colour_tokens, is_kept=True),
     "settings": Shot("System prompt", "{main}", open_settings, is_kept=True),
     "help": Shot("Keyboard shortcuts", "/", help_sheet),
@@ -168,7 +169,7 @@ def walk(here: Visit, platform: Running, world: World) -> Iterator[tuple[str, Pa
         headers={"Origin": platform.address},
     )  # fmt: skip
     assert logged_in.ok
-    places = {"main": world.chats[MAIN], "user": world.user}
+    places = {"main": world.chats[MAIN], "stored": world.chats[STORED], "user": world.user}
     with ExitStack() as stack:
         if FOR_DOCS:
             stack.enter_context(_asking(platform))

@@ -35,6 +35,24 @@ CHATS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 )
 """What is asked in each conversation, and its tags; the last is the newest."""
 
+STORED = "MLA 的键值缓存"
+_COMPARISON = r"""每个 token 要缓存的元素数（$n_h$ 个头，每头 $d_h$ 维，$l$ 层；GQA 分 $n_g$ 组）：
+
+| 注意力 | 每个 token 的键值缓存 | 能力 |
+|---|:-:|:-:|
+| MHA | $2 n_h d_h l$ | 强 |
+| GQA | $2 n_g d_h l$ | 中 |
+| MQA | $2 d_h l$ | 弱 |
+| MLA | $(d_c + d_h^R)\, l \approx \frac{9}{2} d_h l$ | 更强 |
+
+MLA 只保存低秩潜向量 $c_t^{KV}$ 和解耦的 RoPE 键 $k_t^R$：
+
+$$
+c_t^{KV} = W^{DKV} h_t, \qquad k_t^R = \mathrm{RoPE}(W^{KR} h_t)
+$$
+
+DeepSeek-V2 中 $d_c = 512$，$d_h^R = 64$，因此每层每个 token 只有 **576** 个元素。"""
+
 
 @contextmanager
 def opened(server: Running) -> Iterator[Store]:
@@ -84,6 +102,18 @@ def settled(server: Running) -> World:
     return World(_chats(server), f"/admin/users/{other.id}")
 
 
+def _stored() -> dict[str, object]:
+    """A conversation as somebody brings it in, of what the shipped model does not write."""
+    asked = "用表格比较 MHA、GQA、MQA 和 MLA 的键值缓存。"
+    question = {"id": "q", "parent_id": None, "role": "user", "content": asked}
+    answer = {"id": "a", "parent_id": "q", "role": "assistant", "content": _COMPARISON}
+    day = now_ms() - DAY
+    return {
+        "title": STORED, "tags": ["中文"], "created_at": day, "updated_at": day,
+        "messages": [question, answer],
+    }  # fmt: skip
+
+
 def _money(db: Connection, account: str, now: int) -> None:
     for days, book, dollars, memo in (
         (31, "granted", 5, "Welcome"),
@@ -123,7 +153,7 @@ def _usage(db: Connection, account: str, made: list[str], now: int) -> None:
 
 
 def _chats(server: Running) -> dict[str, str]:
-    """Real answers of the shipped model."""
+    """Real answers of the shipped model, and one conversation from elsewhere."""
     found = {}
     with httpx.Client(
         base_url=server.address, headers={"Origin": server.address}, timeout=60
@@ -143,4 +173,8 @@ def _chats(server: Running) -> dict[str, str]:
                 parent = sent.json()["answer"]["id"]
                 person.get(f"/api/chat/messages/{parent}/events")  # until it is whole
             found[asked[0]] = f"/c/{made}"
+        brought = person.post("/api/chat/import", json={"conversations": [_stored()]})
+        assert brought.status_code == 200, brought.text
+        [one] = brought.json()["conversations"]
+        found[STORED] = f"/c/{one['id']}"
     return found
