@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 
@@ -176,10 +177,10 @@ async def _seconds(waits: Awaitable[object]) -> float:
 def test_held_pieces_gather_but_for_the_first_and_the_last() -> None:
     async def work(engine: ByHand, generation: Generation) -> None:
         sink = engine.sinks["r-0"]
-        generation.hold(0.2)
+        generation.hold(generation.now + 0.2)
         sink.put(output())
         assert await _seconds(generation.next()) < 0.1, "the first waits for nothing"
-        generation.hold(0.2)
+        generation.hold(generation.now + 0.2)
         sink.put(output())
         waiting = asyncio.ensure_future(generation.next())
         await asyncio.sleep(0.02)
@@ -187,7 +188,7 @@ def test_held_pieces_gather_but_for_the_first_and_the_last() -> None:
         assert not waiting.done()
         (piece,) = await waiting
         assert len(piece.tokens) == 2
-        generation.hold(60)
+        generation.hold(generation.now + 60)
         sink.put(output())
         waiting = asyncio.ensure_future(generation.next())
         await asyncio.sleep(0)
@@ -214,7 +215,7 @@ def test_a_relay_gets_what_is_in_the_middle_and_nobody_wakes() -> None:
         await asyncio.sleep(0)
         assert [len(one.tokens) for pieces in relayed for one in pieces] == [1, 2]
         assert not waiting.done()
-        generation.hold(0.05)
+        generation.hold(generation.now + 0.05)
         sink.put(output())
         sink.put(output())
         assert len(relayed) == 2
@@ -255,7 +256,7 @@ def test_a_stop_string_that_a_relay_gets_ends_the_answer() -> None:
         generation.relay = relayed.extend
         engine.sinks["r-0"].put(Tokens("r-0", TOKENIZER.encode("a")))
         await generation.next()
-        generation.hold(60)  # not where a stop string may come
+        generation.hold(generation.now + 60)  # not where a stop string may come
         waiting = asyncio.ensure_future(generation.next())
         await asyncio.sleep(0)
         engine.sinks["r-0"].put(output(tokens=2))
@@ -269,16 +270,33 @@ def test_a_stop_string_that_a_relay_gets_ends_the_answer() -> None:
 
 def test_the_pace_slows_with_the_streams_up_to_a_bound() -> None:
     pace = Pace()
+
+    def longest() -> float:
+        moments = [5 + t / 7919 for t in range(4000)]
+        waits = [pace.next(now, is_stream=True) - now for now in moments]
+        assert min(waits) >= 0.74 * max(waits)
+        return max(waits)
+
     with pace.stream():
-        alone = pace.gap(is_stream=True)
+        alone = longest()
         assert alone <= 0.005
         with pace.stream():
-            assert pace.gap(is_stream=True) == 2 * alone
-        assert pace.gap(is_stream=True) == alone
+            assert longest() == pytest.approx(2 * alone, rel=0.05)
+        assert longest() == pytest.approx(alone, rel=0.05)
+    assert pace.next(7.0, is_stream=True) == 7.0
     crowd = [pace.stream() for _ in range(10_000)]
     for one in crowd:
         one.__enter__()
-    assert pace.gap(is_stream=True) == 0.2
+    assert 0.19 <= longest() <= 0.2 + 1e-9
+
+
+def test_those_that_wait_go_out_at_the_same_moments() -> None:
+    pace = Pace()
+    with contextlib.ExitStack() as streams:
+        for _ in range(50):
+            streams.enter_context(pace.stream())
+        moments = {round(pace.next(t / 1000, is_stream=True), 6) for t in range(1000, 1200)}
+        assert len(moments) <= 5
 
 
 def test_outputs_of_an_engine_as_a_generator() -> None:

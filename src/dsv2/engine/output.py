@@ -28,8 +28,11 @@ class OutputText:
 
     def push(self, token: int) -> tuple[str, bool]:
         """The text that a token lets out, and whether a stop string has ended the answer."""
+        text = self._decoder.push(token)
+        if not self._stops:
+            return text, False
         self._tokens += 1
-        self._held += self._decoder.push(token)
+        self._held += text
         return self._release(final=False)
 
     def finish(self) -> str:

@@ -237,7 +237,7 @@ class Run:
                     prompt, min(cached, prompt), usage.completion_tokens,
                     self._timed(job.model.name),
                 )  # fmt: skip
-                generation.hold(inference.pace.gap(is_stream=True))
+                generation.hold(inference.pace.next(generation.now, is_stream=True))
 
     def _timed(self, model: str) -> int:
         """Milliseconds since the first token, which this may be."""

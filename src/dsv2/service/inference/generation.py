@@ -223,13 +223,18 @@ class Generation:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def hold(self, seconds: float) -> None:
-        """Let :meth:`next` gather for so long, but for the first and the last of a choice.
+    @property
+    def now(self) -> float:
+        """The clock of :meth:`hold`, in seconds."""
+        return self._loop.time()
+
+    def hold(self, until: float) -> None:
+        """Let :meth:`next` gather up to then, but for the first and the last of a choice.
 
         Where what is read may end an answer, it is read at once: the engine would go on meanwhile.
         """
         if not self._may_end:
-            self._held_until = self._loop.time() + seconds
+            self._held_until = until
 
     def close(self) -> None:
         """Cancel what is under way."""

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 _PER_STREAM = 0.004
 _LONGEST = 0.2
 _WHOLE = 0.5
+_SLOTS = 4
+"""Moments in a gap at which events go out."""
 
 
 class Pace:
@@ -15,7 +17,8 @@ class Pace:
 
     So up to fifty of them together are about 250 events a second at most, of more tokens each where
     the engine is faster. A stream alone gets each token as an event of its own. No event waits for
-    more than 0.2 s, and the first and the last of an answer do not wait at all.
+    more than 0.2 s, and the first and the last of an answer do not wait at all. Those that wait go
+    out at the same few moments: waking up for each one costs more than sending it.
     """
 
     def __init__(self) -> None:
@@ -30,6 +33,11 @@ class Pace:
         finally:
             self._streams -= 1
 
-    def gap(self, *, is_stream: bool) -> float:
-        """Seconds; those of an answer that is sent whole only have its tokens counted."""
-        return min(_LONGEST, _PER_STREAM * self._streams) if is_stream else _WHOLE
+    def next(self, now: float, *, is_stream: bool) -> float:
+        """When the next event may go out, by the clock that says ``now``, in seconds.
+
+        Answers that are sent whole only have their tokens counted then.
+        """
+        gap = min(_LONGEST, _PER_STREAM * self._streams) if is_stream else _WHOLE
+        slot = gap / _SLOTS
+        return now + gap if slot == 0 else (now + gap) // slot * slot

@@ -196,7 +196,7 @@ class GenerationResponse(Response):
         def relay(pieces: list[Piece]) -> None:
             if pieces:
                 connection.push(writer.write(pieces))
-                generation.hold(self._pace.gap(is_stream=True))
+                generation.hold(self._pace.next(generation.now, is_stream=True))
 
         content_type = "text/event-stream; charset=utf-8" if writer.is_stream else None
         connection.headers["content-type"] = content_type or "application/json"
@@ -216,7 +216,8 @@ class GenerationResponse(Response):
                 if data or connection.unsent:
                     await connection.send(data)
                 if pieces:
-                    generation.hold(self._pace.gap(is_stream=writer.is_stream))
+                    until = self._pace.next(generation.now, is_stream=writer.is_stream)
+                    generation.hold(until)
                     generation.relay = relay if connection.can_push else None
             data = writer.close(generation.usage)
         except Exception as error:  # CancelledError is none

@@ -65,7 +65,8 @@ class AnswerReader:
     def push(self, token: int) -> Told:
         """What a token tells."""
         if self._reader is None:
-            return Told(*_swap(self._text.push(token)))
+            text, is_over = self._text.push(token)
+            return Told(text, is_over=is_over)
         told = Told()
         events = self._reader.push(token)
         if not events and self._reader.is_inside:
@@ -98,10 +99,6 @@ class AnswerReader:
                     told.calls.append(CallDelta(index, function=FunctionDelta(arguments=text)))
                 case CallEnd(index):
                     told.is_over = index + 1 == self._max_calls
-
-
-def _swap(found: tuple[str, bool]) -> tuple[str, list[CallDelta], bool]:
-    return found[0], [], found[1]
 
 
 def whole_calls(deltas: list[CallDelta]) -> list[Call]:
