@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,21 +289,17 @@ def _question(dice: random.Random) -> tuple[str, dict[str, Any]]:
     return "/v1/chat/completions", body | {"messages": [{"role": "user", "content": text}]}
 
 
-class _sent:  # noqa: N801
-    """A request under way, in ``async with``; whatever happens to it is a :class:`CutError`."""
-
-    def __init__(self, http: httpx.AsyncClient, path: str, body: Any, headers: Any) -> None:
-        self._http = http
-        self._request = http.build_request("POST", path, json=body, headers=headers)
-        self._answer: httpx.Response | None = None
-
-    async def __aenter__(self) -> httpx.Response:
-        self._answer = await _or_cut(lambda: self._http.send(self._request, stream=True))
-        return self._answer
-
-    async def __aexit__(self, *error: object) -> None:
-        assert self._answer is not None
-        await self._answer.aclose()
+@asynccontextmanager
+async def _sent(
+    http: httpx.AsyncClient, path: str, body: Any, headers: Any
+) -> AsyncIterator[httpx.Response]:
+    """A request under way; whatever happens to it is a :class:`CutError`."""
+    request = http.build_request("POST", path, json=body, headers=headers)
+    answer: httpx.Response = await _or_cut(lambda: http.send(request, stream=True))
+    try:
+        yield answer
+    finally:
+        await answer.aclose()
 
 
 async def _or_cut(work: Callable[[], Awaitable[Any]]) -> Any:

@@ -40,27 +40,29 @@ def bring(page: Page, file: Path, *conversations: dict[str, Any]) -> int:
     return file.stat().st_size
 
 
+def hold(page: Page, number: int) -> list[Route]:
+    """Let every request of an import through but that one; the list grows by each of them."""
+    asked: list[Route] = []
+
+    def look(route: Route) -> None:
+        asked.append(route)
+        if len(asked) != number:
+            route.continue_()
+
+    page.route("**/api/chat/import", look)
+    return asked
+
+
 def test_a_file_larger_than_a_request(scripted: Scripted, visit: Open, tmp_path: Path) -> None:
     here = visit(scripted.address)
     page = here.open()
-    held: list[Route] = []
-    asked = 0
-
-    def hold_the_third(route: Route) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 3:
-            held.append(route)
-        else:
-            route.continue_()
-
-    page.route("**/api/chat/import", hold_the_third)
+    asked = hold(page, 3)
     said = [conversation(f"Talk {place}", 1) for place in range(6)]
     assert bring(page, tmp_path / "all.json", *said) > BOUND
     sheet = page.get_by_role("dialog", name="Import chats")
     expect(sheet.get_by_text("2 of 6 chats")).to_be_visible()
     expect(sheet.get_by_role("progressbar", name="Import chats")).to_have_attribute("value", "2")
-    held[0].continue_()
+    asked[2].continue_()
     expect(page.get_by_text("6 chats imported")).to_be_visible()
     expect(sheet).to_be_hidden()
     chats = page.get_by_role("navigation", name="Chats")
@@ -85,23 +87,12 @@ def test_a_file_larger_than_a_request(scripted: Scripted, visit: Open, tmp_path:
 
 def test_an_import_that_is_called_off(scripted: Scripted, visit: Open, tmp_path: Path) -> None:
     page = visit(scripted.address).open()
-    held: list[Route] = []
-    answered = 0
-
-    def hold_the_second(route: Route) -> None:
-        nonlocal answered
-        answered += 1
-        if answered == 2:
-            held.append(route)
-        else:
-            route.continue_()
-
-    page.route("**/api/chat/import", hold_the_second)
+    asked = hold(page, 2)
     bring(page, tmp_path / "all.json", *(conversation(f"Talk {place}", 1) for place in range(4)))
     page.get_by_role("dialog", name="Import chats").get_by_role("button", name="Stop").click()
-    held[0].continue_()
+    asked[1].continue_()
     # What was under way is added too.
     expect(page.get_by_text("2 chats imported")).to_be_visible()
     chats = page.get_by_role("navigation", name="Chats").get_by_role("listitem")
     expect(chats).to_have_count(2)
-    assert answered == 2
+    assert len(asked) == 2

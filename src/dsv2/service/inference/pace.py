@@ -38,6 +38,6 @@ class Pace:
 
         Answers that are sent whole only have their tokens counted then.
         """
-        gap = min(_LONGEST, _PER_STREAM * self._streams) if is_stream else _WHOLE
+        gap = min(_LONGEST, _PER_STREAM * max(self._streams, 1)) if is_stream else _WHOLE
         slot = gap / _SLOTS
-        return now + gap if slot == 0 else (now + gap) // slot * slot
+        return (now + gap) // slot * slot

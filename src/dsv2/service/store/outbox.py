@@ -1,9 +1,9 @@
 """Settlements that the database did not take, kept in a folder until it does.
 
 One file for one request, on disk before ``put`` returns, with the answer that is to be had again by
-an idempotency key. Delivering is settling, and a request is
-settled once, so a crash between the two repeats nothing. Where even the folder cannot be written,
-the reservation stays open, and ``recover`` settles it for what was written down last.
+an idempotency key. Delivering is settling, and a request is settled once, so a crash between the
+two repeats nothing. Where even the folder cannot be written, the reservation stays open, and
+``recover`` settles it for what was written down last.
 """
 
 from __future__ import annotations
