@@ -4,8 +4,8 @@
 
 Lloyd's algorithm with a scale per group: given the levels, each group takes the scale of either
 sign that leaves the least squared error; given scales and codes, each level is the least-squares
-value of its weights. The levels end in -127 and are rounded to integers at the end. The optimum is
-flat: levels one or two units apart leave the same error.
+value of its weights. At the end they become integers that span less than SPAN: those of all widths
+whose error is least.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dsv2.kernels.formats import CODEBOOK
 
-GROUPS, ROUNDS = 20_000, 40
+GROUPS, ROUNDS, SPAN = 20_000, 40, 64
 FACTORS = [0.78 + 0.02 * step for step in range(20)]
 
 
@@ -34,6 +34,14 @@ def best_scales(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
     return scales, (least.mean() / x.shape[1]).sqrt()
 
 
+def rounded(x: Tensor, levels: Tensor) -> Tensor:
+    """The levels as integers that span less than SPAN, each width tried on groups ``[n, 64]``."""
+    width = float(levels[-1] - levels[0])
+    tried = [(levels * (span / 4 / width)).round() for span in range(3 * SPAN, 4 * SPAN + 4)]
+    allowed = [own for own in tried if own[-1] - own[0] < SPAN and len(own.unique()) == 16]
+    return min(allowed, key=lambda own: float(best_scales(x, own)[1]))
+
+
 def fit() -> tuple[Tensor, float]:
     """The levels, and their relative RMSE on the numbers they were fitted to."""
     x = torch.randn(GROUPS, 64, generator=torch.Generator().manual_seed(0))
@@ -47,12 +55,14 @@ def fit() -> tuple[Tensor, float]:
         levels = levels * (127 / levels.abs().max())
         if levels[0].abs() < levels[-1].abs():
             levels = -levels.flip(0)
-    return levels, float(error)
+    print(f"before rounding: relative RMSE {float(error):.4f}")
+    levels = rounded(x, levels)
+    return levels, float(best_scales(x, levels)[1])
 
 
 def main() -> None:
     levels, error = fit()
-    print("fitted", [round(level) for level in levels.tolist()], f"relative RMSE {error:.4f}")
+    print("fitted", levels.int().tolist(), f"relative RMSE {error:.4f}")
     x = torch.randn(GROUPS, 64, generator=torch.Generator().manual_seed(1))
     for name, own in (
         ("shipped", torch.tensor(CODEBOOK, dtype=torch.float32)),

@@ -264,6 +264,18 @@ def test_a_changed_folder_is_converted_anew(model: Path, home: Path, tmp_path: P
         convert_once(convert_once(folder, "int8", quantiser)[0].folder, "int4", quantiser)
 
 
+def test_a_copy_of_another_version_of_the_format_is_made_anew(model: Path, home: Path) -> None:
+    copy, _ = convert_once(model, "int4", quantiser)
+    config = json.loads((copy.folder / "config.json").read_text())
+    config["quantization_config"]["version"] -= 1
+    (copy.folder / "config.json").write_text(json.dumps(config))
+    again, made = convert_once(model, "int4", quantiser)
+    assert made
+    assert again.folder == copy.folder
+    assert stored_scheme(again.folder) == "int4"
+    assert not convert_once(model, "int4", quantiser)[1]
+
+
 def test_a_full_disk_is_said_before_anything_is_written(
     model: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

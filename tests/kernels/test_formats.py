@@ -53,9 +53,14 @@ def test_the_levels_are_the_kernels_levels() -> None:
     found = re.search(r"kCodebook\[16\] = \{([^}]*)\}", header.read_text())
     assert found is not None
     assert tuple(int(level) for level in found[1].split(",")) == CODEBOOK
-    biased = re.search(r"kCodebookBiased\[16\] = \{([^}]*)\}", header.read_text())
-    assert biased is not None
-    assert tuple(int(level) - 128 for level in biased[1].split(",")) == CODEBOOK
+    raised = re.search(r"kCodebookRaised\[16\] = \{([^}]*)\}", header.read_text())
+    more = re.search(r"kRaise = (\d+);", header.read_text())
+    assert raised is not None
+    assert more is not None
+    levels = [int(level) for level in raised[1].split(",")]
+    assert tuple(level - int(more[1]) for level in levels) == CODEBOOK
+    assert min(levels) >= 0
+    assert 4 * 127 * max(levels) < 2**15  # AVX2 adds four products in 16 bits
 
 
 def test_a_weight_comes_back_from_its_parts() -> None:

@@ -121,7 +121,7 @@ def convert_once(
         on_wait: called when another process is converting.
 
     Returns:
-        The copy, and whether it was made now.
+        The copy, and whether it was made now; one of another version of the format is made anew.
 
     Raises:
         ModelLoadError: the source is damaged or quantised already, or the disk is too full.
@@ -129,13 +129,25 @@ def convert_once(
     origin = origin_of(folder)
     target = copy_folder(origin, scheme)
     made = False
-    if not (target / ORIGIN).is_file():
+    if not _is_current(target):
         with _locked(target, on_wait):
-            if not (target / ORIGIN).is_file():
+            if not _is_current(target):
+                if target.exists():
+                    shutil.rmtree(target)
                 _convert(folder, origin, target, scheme, executor, progress)
                 made = True
     size = sum(file.stat().st_size for file in target.iterdir())
     return ConvertedCopy(origin, scheme, target, size), made
+
+
+def _is_current(target: Path) -> bool:
+    """Whether a copy is there whose format is the one that is read."""
+    if not (target / ORIGIN).is_file():
+        return False
+    try:
+        return stored_scheme(target) is not None
+    except ModelLoadError:
+        return False  # of another version
 
 
 def _convert(

@@ -54,7 +54,7 @@ from dsv2.kernels.formats import (
 )
 from dsv2.model.config import FP8_METHOD, QUANT_METHOD, ModelConfig
 
-VERSION = 1
+VERSION = 2
 _SETTINGS = "quantization_config"
 _PARTS = ("codes", "scales", "row_scales")
 _COPIED = (".json", ".md", ".txt", ".model")

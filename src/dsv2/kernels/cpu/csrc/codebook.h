@@ -14,10 +14,13 @@ namespace {
 
 // Fitted to groups of 64 normal numbers whose scale is chosen for the least error; see
 // benchmarks/codebook.py. kernels/formats.py has the same numbers, held together by a test.
-alignas(16) constexpr int8_t kCodebook[16] = {-127, -99, -78, -61, -47, -33, -21, -10,
-                                              2, 13, 24, 36, 50, 65, 83, 108};
-alignas(16) constexpr uint8_t kCodebookBiased[16] = {1, 29, 50, 67, 81, 95, 107, 118,
-                                                     130, 141, 152, 164, 178, 193, 211, 236};
+alignas(16) constexpr int8_t kCodebook[16] = {-34, -27, -21, -16, -12, -9, -6, -3,
+                                              0, 3, 6, 10, 13, 17, 22, 29};
+// The kernels multiply them without sign, kRaise higher. At most 63 then, four products with an int8
+// fit 16 bits, so that AVX2 adds two pairs of columns before it widens them.
+constexpr int kRaise = 34;
+alignas(16) constexpr uint8_t kCodebookRaised[16] = {0, 7, 13, 18, 22, 25, 28, 31,
+                                                     34, 37, 40, 44, 47, 51, 56, 63};
 
 [[maybe_unused]] inline uint16_t to_bf16(float x) {
   uint32_t bits;

@@ -127,9 +127,18 @@ struct Avx2 {
     return {dot(acc.a, weights.a), dot(acc.b, weights.b)};
   }
   static I load_bytes(const uint8_t* p) { return load_int(p); }
+  static I dot_levels(I acc, I low, I high, const int32_t* x_low, const int32_t* x_high) {
+    const __m256i a = _mm256_set1_epi32(*x_low), b = _mm256_set1_epi32(*x_high);
+    const auto dot = [&](__m256i sum, __m256i first, __m256i second) {
+      const __m256i pairs =
+          _mm256_add_epi16(_mm256_maddubs_epi16(first, a), _mm256_maddubs_epi16(second, b));
+      return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    };
+    return {dot(acc.a, low.a, high.a), dot(acc.b, low.b, high.b)};
+  }
   static I codebook() {
     const __m256i book = _mm256_broadcastsi128_si256(
-        _mm_load_si128(reinterpret_cast<const __m128i*>(kCodebook)));
+        _mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookRaised)));
     return {book, book};
   }
   static I low_nibbles(I codes, I book) {

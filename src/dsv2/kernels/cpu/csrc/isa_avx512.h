@@ -84,9 +84,13 @@ struct Avx512 {
     return _mm512_dpbusd_epi32(acc, weights, _mm512_set1_epi32(*x));
   }
   static I load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-  // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles.
+  // acc + the levels of 8 columns, as the codebook has them, times 4 and 4 bytes of x.
+  static I dot_levels(I acc, I low, I high, const int32_t* x_low, const int32_t* x_high) {
+    return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
+  }
+  // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles, raised.
   static I codebook() {
-    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookBiased)));
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookRaised)));
   }
   static I low_nibbles(I codes, I book) {
     return _mm512_shuffle_epi8(book, _mm512_and_si512(codes, _mm512_set1_epi8(15)));

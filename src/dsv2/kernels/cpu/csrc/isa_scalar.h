@@ -121,6 +121,10 @@ struct Scalar {
     });
   }
   static I load_bytes(const uint8_t* p) { return load_int(p); }
+  static I dot_levels(const I& acc, const I& low, const I& high, const int32_t* x_low,
+                      const int32_t* x_high) {
+    return dot_bytes(dot_bytes(acc, low, x_low), high, x_high);
+  }
   static I codebook() { return zero_int(); }
   static I low_nibbles(const I& codes, const I&) { return look_up(codes, 0); }
   static I high_nibbles(const I& codes, const I&) { return look_up(codes, 4); }
@@ -172,7 +176,7 @@ struct Scalar {
     uint8_t in[64];
     int8_t out[64];
     std::memcpy(in, codes.v, 64);
-    for (int i = 0; i < 64; ++i) out[i] = kCodebook[(in[i] >> shift) & 15];
+    for (int i = 0; i < 64; ++i) out[i] = kCodebookRaised[(in[i] >> shift) & 15];
     return load_int(out);
   }
 };

@@ -114,7 +114,8 @@ void write_group(const Slot& slot, int group, const float* x) {
   int32_t* out = slot.data + static_cast<size_t>(group) * (G / 4) * width;
   for (int i = 0; i < G / 4; ++i) out[i * width] = words[i];
   slot.scales[group * width] = poison == 0 ? top / 127.0f : poison;
-  slot.starts[group * width] = V::kBiased ? -128 * V::sum_int(total) : 0;
+  constexpr int kMore = G == kGroup4 ? kRaise : V::kBiased ? 128 : 0;
+  slot.starts[group * width] = -kMore * V::sum_int(total);
 }
 
 // Writes x[count] as `words` words, each a step of `width` after the last; zeros behind the end.
@@ -204,6 +205,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   constexpr int kSteps = group_of(format) / 4;  // vectors of 4 columns per group
   constexpr int kBytes = kSteps * (format == Format::kInt4 ? 32 : 64);
   constexpr int P = N * R <= 2 ? 4 : N * R <= 5 ? 2 : 1;
+  constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
   const I book = V::codebook();
   F acc[R][N];
   for (int r = 0; r < R; ++r) {
@@ -216,7 +218,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
       const int32_t* xp = xg;
       I dots[N][P];
       for (int n = 0; n < N; ++n) {
-        dots[n][0] = V::kBiased ? V::set_int(x.starts[g * N + n]) : V::zero_int();
+        dots[n][0] = kRaised ? V::set_int(x.starts[g * N + n]) : V::zero_int();
         for (int p = 1; p < P; ++p) dots[n][p] = V::zero_int();
       }
       if constexpr (format == Format::kInt4) {
@@ -225,14 +227,12 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
           const I codes = V::load_bytes(w);
           V::prefetch(w + kAhead);
           w += 64;
-          const I low = V::low_nibbles(codes, book);
-          for (int n = 0; n < N; ++n) dots[n][s % P] = V::dot_bytes(dots[n][s % P], low, xp + n);
-          xp += N;
-          const I high = V::high_nibbles(codes, book);
+          const I low = V::low_nibbles(codes, book), high = V::high_nibbles(codes, book);
           for (int n = 0; n < N; ++n) {
-            dots[n][(s + 1) % P] = V::dot_bytes(dots[n][(s + 1) % P], high, xp + n);
+            I& sum = dots[n][s / 2 % P];
+            sum = V::dot_levels(sum, low, high, xp + n, xp + N + n);
           }
-          xp += N;
+          xp += 2 * N;
         }
       } else {
 #pragma GCC unroll 8

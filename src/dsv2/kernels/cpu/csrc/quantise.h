@@ -53,7 +53,7 @@ float group_error(const float* x, float scale, int8_t* codes) {
 template <class V, int G>
 double quantise_row(const float* x, int cols, uint8_t* codes, int8_t* scales, float* row_scale) {
   constexpr int kind = G == kGroup4 ? 0 : 1;
-  constexpr float kEnd = G == kGroup4 ? -127.0f : -128.0f;
+  constexpr float kEnd = G == kGroup4 ? kCodebook[0] : -128.0f;
   float most = 0;
   for (int i = 0; i < cols; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
   const float unit = most * kHigh[kind] / -kEnd / 127.0f;
