@@ -149,7 +149,7 @@ class Attention {
   Panels head_set(const Panels& all, int64_t index) const {
     Panels set = all;
     const size_t place = static_cast<size_t>(index) * absorbed_;
-    set.chunks = Chunks(absorbed_, V::kTile);
+    set.chunks = Chunks(absorbed_, tile_of<V>(set.format));
     set.data += place * set.words;
     set.scales += place * set.groups;
     set.starts += place * set.groups;

@@ -19,7 +19,7 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
   for (int start = 0; start < kv_len; start += kStretch) {
     const int count = smaller(kStretch, kv_len - start);
     Panels latent = latent_;
-    latent.chunks = Chunks(count, V::kTile);
+    latent.chunks = Chunks(count, tile_of<V>(latent.format));
     team.each(count, 8, [&](int64_t first, int64_t last) {
       float* row = scratch(team);
       for (int64_t n = first; n < last; ++n) {

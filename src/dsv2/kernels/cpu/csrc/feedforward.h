@@ -266,7 +266,7 @@ class FeedForward {
 
   static Panels cut(const Panels& whole, int start, int tokens) {
     Panels part = whole;
-    part.chunks = Chunks(tokens, V::kTile);
+    part.chunks = Chunks(tokens, tile_of<V>(part.format));
     part.data += static_cast<size_t>(start) * whole.words;
     part.scales += static_cast<size_t>(start) * whole.groups;
     part.starts += static_cast<size_t>(start) * whole.groups;

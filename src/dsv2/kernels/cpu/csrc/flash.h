@@ -120,7 +120,7 @@ struct Flash {
                     const TileState& state, float* scratch) {
     float* s = scratch;
     int n = 0;
-    constexpr int kKeys = V::kTile >= 8 ? 8 : 4;
+    constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
       scores<kKeys>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
     }
@@ -142,7 +142,7 @@ struct Flash {
   }
 
  private:
-  static constexpr int kRows = V::kTile >= 8 ? 8 : 4;  // rows of the output mixed at once
+  static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;  // rows of the output mixed at once
 
   // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c].
   static void mix_pairs(const int32_t* weights, const Element* values_in, size_t stride, int values,

@@ -20,7 +20,7 @@ template <class V>
 struct FlashBytes {
   using F = typename V::F;
   using I = typename V::I;
-  static constexpr int kRows = V::kTile >= 8 ? 8 : 4;
+  static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;
 
   // A packed query tile: words [codes/4][16], then scales and starts [groups][16].
   static size_t words(const LatentLayout& layout) {
@@ -100,7 +100,7 @@ struct FlashBytes {
                     int rows, float scale, const TileState& state, float* scratch) {
     float* s = scratch;
     int n = 0;
-    constexpr int kKeys = V::kTile >= 8 ? 8 : 4;
+    constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
       scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
     }

@@ -9,10 +9,63 @@
 
 namespace dsv2 {
 
+// Half of a vector: what products of bytes are made of.
+struct Avx2Half {
+  static constexpr int kPartLanes = 8;
+  using F = __m256;
+  using I = __m256i;
+
+  static F zero() { return _mm256_setzero_ps(); }
+  static F set(float x) { return _mm256_set1_ps(x); }
+  static F load(const float* p) { return _mm256_loadu_ps(p); }
+  static void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static F mul(F x, F y) { return _mm256_mul_ps(x, y); }
+  static F fma(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
+  static I zero_int() { return _mm256_setzero_si256(); }
+  static I set_int(int32_t x) { return _mm256_set1_epi32(x); }
+  static I add_int(I x, I y) { return _mm256_add_epi32(x, y); }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
+  static F load_int8(const int8_t* p) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
+
+  static I load_bytes(const uint8_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+  static I codebook() {
+    return _mm256_broadcastsi128_si256(
+        _mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookRaised)));
+  }
+  static I low_nibbles(I codes, I book) {
+    return _mm256_shuffle_epi8(book, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+  }
+  static I high_nibbles(I codes, I book) { return low_nibbles(_mm256_srli_epi16(codes, 4), book); }
+  static I dot_bytes(I acc, I weights, const int32_t* x) {
+    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights),
+                                         _mm256_sign_epi8(_mm256_set1_epi32(*x), weights));
+    return added(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  static I dot_levels(I acc, I low, I high, const int32_t* x_low, const int32_t* x_high) {
+    const I pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, _mm256_set1_epi32(*x_low)),
+                                     _mm256_maddubs_epi16(high, _mm256_set1_epi32(*x_high)));
+    return added(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  // Here and now: a compiler that may put sums off keeps all their terms, more than fit registers.
+  static I added(I x, I y) {
+    I sum = _mm256_add_epi32(x, y);
+    asm("" : "+x"(sum));
+    return sum;
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+};
+
 struct Avx2 {
   static constexpr bool kBf16 = false;
   static constexpr bool kBiased = false;  // vpmaddubsw saturates on unsigned weights above 127
-  static constexpr int kTile = 4;
+  static constexpr int kTile = 8;
+  static constexpr int kFloatTile = 4;
+  using Part = Avx2Half;
 
   struct F {
     __m256 a, b;
@@ -118,36 +171,7 @@ struct Avx2 {
   }
 
   static I dot_bytes(I acc, I weights, const int32_t* x) {
-    const __m256i other = _mm256_set1_epi32(*x), ones = _mm256_set1_epi16(1);
-    const auto dot = [&](__m256i sum, __m256i w) {
-      const __m256i pairs =
-          _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(other, w));
-      return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, ones));
-    };
-    return {dot(acc.a, weights.a), dot(acc.b, weights.b)};
-  }
-  static I load_bytes(const uint8_t* p) { return load_int(p); }
-  static I dot_levels(I acc, I low, I high, const int32_t* x_low, const int32_t* x_high) {
-    const __m256i a = _mm256_set1_epi32(*x_low), b = _mm256_set1_epi32(*x_high);
-    const auto dot = [&](__m256i sum, __m256i first, __m256i second) {
-      const __m256i pairs =
-          _mm256_add_epi16(_mm256_maddubs_epi16(first, a), _mm256_maddubs_epi16(second, b));
-      return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    };
-    return {dot(acc.a, low.a, high.a), dot(acc.b, low.b, high.b)};
-  }
-  static I codebook() {
-    const __m256i book = _mm256_broadcastsi128_si256(
-        _mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookRaised)));
-    return {book, book};
-  }
-  static I low_nibbles(I codes, I book) {
-    const __m256i mask = _mm256_set1_epi8(15);
-    return {_mm256_shuffle_epi8(book.a, _mm256_and_si256(codes.a, mask)),
-            _mm256_shuffle_epi8(book.b, _mm256_and_si256(codes.b, mask))};
-  }
-  static I high_nibbles(I codes, I book) {
-    return low_nibbles({_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)}, book);
+    return {Part::dot_bytes(acc.a, weights.a, x), Part::dot_bytes(acc.b, weights.b, x)};
   }
 
   static F dot_bf16(F acc, I, const int32_t*) { return acc; }
@@ -198,7 +222,7 @@ struct Avx2 {
                     _mm256_set_m128i(_mm_unpackhi_epi16(high01, high23), _mm_unpacklo_epi16(high01, high23))};
     }
   }
-  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const void* p) { Part::prefetch(p); }
 };
 
 }  // namespace dsv2

@@ -13,7 +13,10 @@ template <bool kHasBf16>
 struct Avx512 {
   static constexpr bool kBf16 = kHasBf16;  // multiplies bf16 pairs itself
   static constexpr bool kBiased = true;    // multiplies unsigned by signed bytes
-  static constexpr int kTile = 12;         // tokens multiplied per pass over a block
+  static constexpr int kTile = 12;         // tokens multiplied per pass over a block of bytes
+  static constexpr int kFloatTile = 12;    // ... of bf16 or fp32
+  static constexpr int kPartLanes = 16;
+  using Part = Avx512;
 
   using F = __m512;   // 16 fp32
   using I = __m512i;  // 16 int32, 32 bf16 or 64 bytes

@@ -13,6 +13,9 @@ struct Scalar {
   static constexpr bool kBf16 = false;
   static constexpr bool kBiased = false;
   static constexpr int kTile = 4;
+  static constexpr int kFloatTile = 4;
+  static constexpr int kPartLanes = 16;
+  using Part = Scalar;
 
   struct F {
     float v[kLanes];

@@ -1,6 +1,6 @@
 // Activations in panels, and packed weights times panels.
 //
-// T tokens are split into chunks of nearly equal width, at most V::kTile. A panel holds a chunk
+// T tokens are split into chunks of nearly equal width, at most tile_of(format). A panel holds a chunk
 // column by column, so that the multiplication walks weights and activations forward and needs one
 // pointer for each. Quantised activations have one scale per group of columns, as their weights do:
 //
@@ -26,6 +26,12 @@ template <class V>
 constexpr Form form_of(Format format) {
   if (format == Format::kInt8 || format == Format::kInt4) return Form::kBytes;
   return format == Format::kBf16 && V::kBf16 ? Form::kBf16 : Form::kF32;
+}
+
+// Tokens multiplied per pass over a block.
+template <class V>
+constexpr int tile_of(Format format) {
+  return form_of<V>(format) == Form::kBytes ? V::kTile : V::kFloatTile;
 }
 
 constexpr int columns_per_word(Form form) {
@@ -64,7 +70,7 @@ struct Panels {
     int words = (cols + per_word - 1) / per_word;
     if (format == Format::kBf16) words += words * per_word % 2;  // weights come in pairs of columns
     const int groups = format == Format::kInt8 || format == Format::kInt4 ? cols / group_of(format) : 0;
-    Panels panels{Chunks(tokens, V::kTile), format, cols, words, groups, nullptr, nullptr, nullptr};
+    Panels panels{Chunks(tokens, tile_of<V>(format)), format, cols, words, groups, nullptr, nullptr, nullptr};
     panels.data = arena.take<int32_t>(static_cast<size_t>(tokens) * words);
     panels.scales = arena.take<float>(static_cast<size_t>(tokens) * groups);
     panels.starts = arena.take<int32_t>(static_cast<size_t>(tokens) * groups);
@@ -198,63 +204,86 @@ constexpr int kAhead = 2048;
 
 // Quantised weights, R blocks at once: several streams from memory are faster than one. The integer
 // sums of a group are split in P chains to hide latency, which changes nothing: they are exact.
+// Where a vector of 16 lanes takes two registers, each is a Part that is finished before the next.
 template <class V, Format format, int N, int R>
 void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
-  using F = typename V::F;
-  using I = typename V::I;
+  using W = typename V::Part;
+  using F = typename W::F;
+  using I = typename W::I;
   constexpr int kSteps = group_of(format) / 4;  // vectors of 4 columns per group
   constexpr int kBytes = kSteps * (format == Format::kInt4 ? 32 : 64);
+  constexpr int kParts = kLanes / W::kPartLanes;
   constexpr int P = N * R <= 2 ? 4 : N * R <= 5 ? 2 : 1;
   constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
-  const I book = V::codebook();
-  F acc[R][N];
+  const I book = W::codebook();
+  F acc[R][kParts][N];
   for (int r = 0; r < R; ++r) {
-    for (int n = 0; n < N; ++n) acc[r][n] = V::zero();
+    for (int h = 0; h < kParts; ++h) {
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) acc[r][h][n] = W::zero();
+    }
   }
   const int32_t* xg = x.data;
   for (int g = 0; g < block.steps; ++g, xg += kSteps * N) {
     for (int r = 0; r < R; ++r) {
-      const uint8_t* w = block.data + r * block.stride + static_cast<size_t>(g) * kBytes;
-      const int32_t* xp = xg;
-      I dots[N][P];
-      for (int n = 0; n < N; ++n) {
-        dots[n][0] = kRaised ? V::set_int(x.starts[g * N + n]) : V::zero_int();
-        for (int p = 1; p < P; ++p) dots[n][p] = V::zero_int();
-      }
-      if constexpr (format == Format::kInt4) {
+      for (int h = 0; h < kParts; ++h) {
+        const uint8_t* w =
+            block.data + r * block.stride + static_cast<size_t>(g) * kBytes + h * 4 * W::kPartLanes;
+        const int32_t* xp = xg;
+        // Each part loads the activations itself: kept for the next one they would be spilt.
+        asm volatile("" ::: "memory");
+        I dots[N][P];
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+          dots[n][0] = kRaised ? W::set_int(x.starts[g * N + n]) : W::zero_int();
+          for (int p = 1; p < P; ++p) dots[n][p] = W::zero_int();
+        }
+        if constexpr (format == Format::kInt4) {
 #pragma GCC unroll 8
-        for (int s = 0; s < kSteps; s += 2) {
-          const I codes = V::load_bytes(w);
-          V::prefetch(w + kAhead);
-          w += 64;
-          const I low = V::low_nibbles(codes, book), high = V::high_nibbles(codes, book);
-          for (int n = 0; n < N; ++n) {
-            I& sum = dots[n][s / 2 % P];
-            sum = V::dot_levels(sum, low, high, xp + n, xp + N + n);
+          for (int s = 0; s < kSteps; s += 2) {
+            const I codes = W::load_bytes(w);
+            W::prefetch(w + kAhead);
+            w += 64;
+            const I low = W::low_nibbles(codes, book), high = W::high_nibbles(codes, book);
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) {
+              I& sum = dots[n][s / 2 % P];
+              sum = W::dot_levels(sum, low, high, xp + n, xp + N + n);
+            }
+            xp += 2 * N;
           }
-          xp += 2 * N;
-        }
-      } else {
+        } else {
 #pragma GCC unroll 8
-        for (int s = 0; s < kSteps; ++s) {
-          const I bytes = V::load_bytes(w);
-          V::prefetch(w + kAhead);
-          w += 64;
-          for (int n = 0; n < N; ++n) dots[n][s % P] = V::dot_bytes(dots[n][s % P], bytes, xp + n);
-          xp += N;
+          for (int s = 0; s < kSteps; ++s) {
+            const I bytes = W::load_bytes(w);
+            W::prefetch(w + kAhead);
+            w += 64;
+#pragma GCC unroll 16
+            for (int n = 0; n < N; ++n) {
+              dots[n][s % P] = W::dot_bytes(dots[n][s % P], bytes, xp + n);
+            }
+            xp += N;
+          }
         }
-      }
-      const F scale = V::load_int8(block.scales + (static_cast<size_t>(r) * block.steps + g) * kLanes);
-      for (int n = 0; n < N; ++n) {
-        for (int p = 1; p < P; ++p) dots[n][0] = V::add_int(dots[n][0], dots[n][p]);
-        const F both = V::mul(scale, V::set(x.scales[g * N + n]));
-        acc[r][n] = V::fma(V::to_float(dots[n][0]), both, acc[r][n]);
+        const F scale = W::load_int8(block.scales + (static_cast<size_t>(r) * block.steps + g) * kLanes +
+                                     h * W::kPartLanes);
+#pragma GCC unroll 16
+        for (int n = 0; n < N; ++n) {
+          for (int p = 1; p < P; ++p) dots[n][0] = W::add_int(dots[n][0], dots[n][p]);
+          const F both = W::mul(scale, W::set(x.scales[g * N + n]));
+          acc[r][h][n] = W::fma(W::to_float(dots[n][0]), both, acc[r][h][n]);
+        }
       }
     }
   }
   for (int r = 0; r < R; ++r) {
-    const F rows = V::load(block.row_scales + r * kLanes);
-    for (int n = 0; n < N; ++n) V::store(out + n * stride + r * kLanes, V::mul(acc[r][n], rows));
+    for (int h = 0; h < kParts; ++h) {
+      const F rows = W::load(block.row_scales + r * kLanes + h * W::kPartLanes);
+#pragma GCC unroll 16
+      for (int n = 0; n < N; ++n) {
+        W::store(out + n * stride + r * kLanes + h * W::kPartLanes, W::mul(acc[r][h][n], rows));
+      }
+    }
   }
 }
 
@@ -327,7 +356,7 @@ constexpr TileFunction pick() {
   }
 }
 
-template <class V, Format format, int N = V::kTile>
+template <class V, Format format, int N = tile_of<V>(format)>
 TileFunction tile_for(int tokens, bool single) {
   if (tokens == N) return single ? pick<V, format, N, 1>() : pick<V, format, N, together(format, N)>();
   if constexpr (N > 1) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstring>
 
 #include "pool.h"
 #include "types.h"
@@ -33,57 +34,66 @@ double probe_read(const uint8_t* data, size_t bytes, Pool& pool) {
   return bytes / kPart * kPart / seconds_since(start);
 }
 
-// Takes `rounds` steps on each of as many sums as the kernels keep at a time, and the lot together.
+// Takes `rounds` steps on each of kSums sums, as many as the kernels keep, and returns some of them.
 // Every loop over the sums is unrolled: one that is not keeps them in memory. And memory may change
 // between rounds, so that nothing is multiplied once for all of them.
-template <class V, class T, class Add, class Step>
-T probe_rounds(int rounds, T start, Add add, Step step) {
-  T sums[V::kTile];
+template <int kSums, class T, class Step>
+int32_t probe_rounds(int rounds, T start, Step step) {
+  T sums[kSums];
 #pragma GCC unroll 16
-  for (int i = 0; i < V::kTile; ++i) sums[i] = start;
+  for (int i = 0; i < kSums; ++i) sums[i] = start;
   for (int r = 0; r < rounds; ++r) {
 #pragma GCC unroll 16
-    for (int i = 0; i < V::kTile; ++i) sums[i] = step(sums[i], i);
+    for (int i = 0; i < kSums; ++i) sums[i] = step(sums[i], i);
     asm volatile("" ::: "memory");
   }
+  int32_t total = 0;
 #pragma GCC unroll 16
-  for (int i = 1; i < V::kTile; ++i) sums[0] = add(sums[0], sums[i]);
-  return sums[0];
+  for (int i = 0; i < kSums; ++i) {
+    int32_t word;
+    std::memcpy(&word, &sums[i], sizeof word);
+    total ^= word;
+  }
+  return total;
 }
 
 // Operations (a multiply and an add are two) per second of the dot product for a format, on
 // registers alone.
 template <class V>
 double probe_multiply(Format format, int rounds, Pool& pool) {
+  using W = typename V::Part;
   const bool levels = format == Format::kInt4, bytes = format == Format::kInt8;
   const bool halves = format == Format::kBf16 && V::kBf16;
   std::atomic<int32_t> sink{0};
-  alignas(64) int32_t words[16];
-  for (int i = 0; i < 16; ++i) words[i] = 0x01010101 * (i % 3);
+  alignas(64) int32_t words[17];
+  for (int i = 0; i < 17; ++i) words[i] = 0x01010101 * (i % 3);
   const auto start = std::chrono::steady_clock::now();
   pool.run([&](Team&) {
-    const typename V::I weights = V::load_int(words);
-    const typename V::F floats = V::to_float(weights);
+    const typename W::I codes = W::load_bytes(reinterpret_cast<const uint8_t*>(words));
+    const typename V::I pairs = V::load_int(words);
+    const typename V::F floats = V::to_float(pairs);
     if (levels) {
-      sink += V::sum_int(probe_rounds<V>(rounds, V::zero_int(), V::add_int, [&](auto sum, int i) {
-        return V::dot_levels(sum, weights, weights, words + i, words + 1 + i);
-      }));
+      sink += probe_rounds<V::kTile>(rounds, W::zero_int(), [&](auto sum, int i) {
+        return W::dot_levels(sum, codes, codes, words + i, words + i + 1);
+      });
     } else if (bytes) {
-      sink += V::sum_int(probe_rounds<V>(rounds, V::zero_int(), V::add_int, [&](auto sum, int i) {
-        return V::dot_bytes(sum, weights, words + i);
-      }));
+      sink += probe_rounds<V::kTile>(rounds, W::zero_int(), [&](auto sum, int i) {
+        return W::dot_bytes(sum, codes, words + i);
+      });
     } else if (halves) {
-      sink += V::sum(probe_rounds<V>(rounds, V::zero(), V::add, [&](auto sum, int i) {
-        return V::dot_bf16(sum, weights, words + i);
-      })) > 1e30f;
+      sink += probe_rounds<V::kFloatTile>(rounds, V::zero(), [&](auto sum, int i) {
+        return V::dot_bf16(sum, pairs, words + i);
+      });
     } else {
-      sink += V::sum(probe_rounds<V>(rounds, V::zero(), V::add, [&](auto sum, int) {
+      sink += probe_rounds<V::kFloatTile>(rounds, V::zero(), [&](auto sum, int) {
         return V::fma(floats, floats, sum);
-      })) > 1e30f;
+      });
     }
   });
-  const double per_step = 2.0 * kLanes * (levels ? 8 : bytes ? 4 : halves ? 2 : 1);
-  return per_step * V::kTile * rounds * pool.threads() / seconds_since(start);
+  const double per_round = levels  ? 8.0 * W::kPartLanes * V::kTile
+                           : bytes ? 4.0 * W::kPartLanes * V::kTile
+                                   : (halves ? 2.0 : 1.0) * kLanes * V::kFloatTile;
+  return 2.0 * per_round * rounds * pool.threads() / seconds_since(start);
 }
 
 }  // namespace
