@@ -6,12 +6,14 @@ The request has the content of a ``config.json``, ``threads`` and ``rows``; the 
 output is an object of tokens per second by row. This file imports nothing of this project, since
 it runs where the project is not installed.
 
-transformers has SDPA attention and grouped_mm experts. vLLM has no prefix cache; a row of generated
-tokens is what many of them take longer than one, so its scheduling counts and its prompts do not.
+transformers has SDPA attention and grouped_mm experts. vLLM has no prefix cache; its row of
+generated tokens is of the steps from all sequences' first token to the first one's end, so that its
+scheduling counts and its prompts do not.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -77,29 +79,46 @@ def vllm_speeds(
             max_num_batched_tokens=max(2048, longest), max_num_seqs=32,
         )  # fmt: skip
         dice = random.Random(0)
+        names = itertools.count()
 
-        def seconds(count: int, length: int, new: int) -> float:
-            vocabulary = published["vocab_size"]
-            prompts = [
-                {"prompt_token_ids": [dice.randrange(vocabulary) for _ in range(length)]}
-                for _ in range(count)
-            ]
+        def begin(count: int, length: int, new: int) -> None:
+            """Hand in sequences of random tokens that end after ``new`` more."""
             params = SamplingParams(
                 max_tokens=new, temperature=0.0, ignore_eos=True, detokenize=False
             )
-            start = time.perf_counter()
-            llm.generate(prompts, params, use_tqdm=False)
-            return time.perf_counter() - start
+            for _ in range(count):
+                ids = [dice.randrange(published["vocab_size"]) for _ in range(length)]
+                llm.llm_engine.add_request(str(next(names)), {"prompt_token_ids": ids}, params)
 
-        seconds(1, 16, 2)
+        def step() -> dict[str, int]:
+            """One step of the engine: tokens made so far, of each sequence that made one in it."""
+            outputs = llm.llm_engine.step()
+            return {one.request_id: len(one.outputs[0].token_ids) for one in outputs}
+
+        def finish() -> None:
+            while llm.llm_engine.has_unfinished_requests():
+                step()
+
+        begin(1, 16, 2)
+        finish()
         found = {}
         for row in rows:
             if row["kind"] == "prefill":
-                found[row["key"]] = row["tokens"] / seconds(1, row["tokens"], 1)
+                begin(1, row["tokens"], 1)
+                start = time.perf_counter()
+                finish()
+                found[row["key"]] = row["tokens"] / (time.perf_counter() - start)
                 continue
-            count, depth, new = row["sequences"], row["depth"], row["tokens"]
-            once = seconds(count, depth, 1)
-            found[row["key"]] = count * new / (seconds(count, depth, new + 1) - once)
+            count, new = row["sequences"], row["tokens"]
+            begin(count, row["depth"], new + 1)
+            made = step()
+            while len(made) < count:
+                made |= step()
+            before, start = sum(made.values()), time.perf_counter()
+            while max(made.values()) <= new:
+                made |= step()
+            found[row["key"]] = (sum(made.values()) - before) / (time.perf_counter() - start)
+            finish()
     return found
 
 
