@@ -34,14 +34,15 @@ double probe_read(const uint8_t* data, size_t bytes, Pool& pool) {
   return bytes / kPart * kPart / seconds_since(start);
 }
 
-// Takes `rounds` steps on each of kSums sums, as many as the kernels keep, and returns some of them.
-// Every loop over the sums is unrolled: one that is not keeps them in memory. And memory may change
-// between rounds, so that nothing is multiplied once for all of them.
-template <int kSums, class T, class Step>
-int32_t probe_rounds(int rounds, T start, Step step) {
-  T sums[kSums];
+// Takes `rounds` steps on each of kSums sums, as many as the kernels keep; returns their ends' mix.
+// Every loop over the sums is unrolled: one that is not keeps them in memory. Sums begin apart, or one
+// would be computed for all. And memory may change between rounds, so that nothing is multiplied once
+// for all of them.
+template <int kSums, class Start, class Step, class End>
+int32_t probe_rounds(int rounds, Start start, Step step, End end) {
+  decltype(start(0)) sums[kSums];
 #pragma GCC unroll 16
-  for (int i = 0; i < kSums; ++i) sums[i] = start;
+  for (int i = 0; i < kSums; ++i) sums[i] = start(i);
   for (int r = 0; r < rounds; ++r) {
 #pragma GCC unroll 16
     for (int i = 0; i < kSums; ++i) sums[i] = step(sums[i], i);
@@ -49,11 +50,7 @@ int32_t probe_rounds(int rounds, T start, Step step) {
   }
   int32_t total = 0;
 #pragma GCC unroll 16
-  for (int i = 0; i < kSums; ++i) {
-    int32_t word;
-    std::memcpy(&word, &sums[i], sizeof word);
-    total ^= word;
-  }
+  for (int i = 0; i < kSums; ++i) total ^= end(sums[i]);
   return total;
 }
 
@@ -72,22 +69,28 @@ double probe_multiply(Format format, int rounds, Pool& pool) {
     const typename W::I codes = W::load_bytes(reinterpret_cast<const uint8_t*>(words));
     const typename V::I pairs = V::load_int(words);
     const typename V::F floats = V::to_float(pairs);
+    const auto end = [](auto sum) {
+      int32_t lanes[sizeof sum / 4];
+      std::memcpy(lanes, &sum, sizeof sum);
+      return lanes[0];
+    };
+    const auto float_end = [](auto sum) { return static_cast<int32_t>(V::sum(sum) > 1e30f); };
     if (levels) {
-      sink += probe_rounds<V::kTile>(rounds, W::zero_int(), [&](auto sum, int i) {
+      sink += probe_rounds<V::kTile>(rounds, [](int i) { return W::set_int(i); }, [&](auto sum, int i) {
         return W::dot_levels(sum, codes, codes, words + i, words + i + 1);
-      });
+      }, end);
     } else if (bytes) {
-      sink += probe_rounds<V::kTile>(rounds, W::zero_int(), [&](auto sum, int i) {
+      sink += probe_rounds<V::kTile>(rounds, [](int i) { return W::set_int(i); }, [&](auto sum, int i) {
         return W::dot_bytes(sum, codes, words + i);
-      });
+      }, end);
     } else if (halves) {
-      sink += probe_rounds<V::kFloatTile>(rounds, V::zero(), [&](auto sum, int i) {
+      sink += probe_rounds<V::kFloatTile>(rounds, [](int i) { return V::set(i); }, [&](auto sum, int i) {
         return V::dot_bf16(sum, pairs, words + i);
-      });
+      }, float_end);
     } else {
-      sink += probe_rounds<V::kFloatTile>(rounds, V::zero(), [&](auto sum, int) {
+      sink += probe_rounds<V::kFloatTile>(rounds, [](int i) { return V::set(i); }, [&](auto sum, int) {
         return V::fma(floats, floats, sum);
-      });
+      }, float_end);
     }
   });
   const double per_round = levels  ? 8.0 * W::kPartLanes * V::kTile
