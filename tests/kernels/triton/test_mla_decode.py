@@ -63,10 +63,10 @@ def decode(case: Case, **options: object) -> Tensor:
     return decode_latent(*case[:5], bounds(case.q_lens, DEVICE), max(case.q_lens), 0.2, **options)  # type: ignore[arg-type]
 
 
-TRANSPOSED = DecodeTiles(rows=16, keys=32, warps=4, stages=1, transposed=True)
+MANY_ROWS = DecodeTiles(rows=64, keys=32, warps=4, stages=1)
 
 
-@pytest.mark.parametrize("tiles", [None, TRANSPOSED])
+@pytest.mark.parametrize("tiles", [None, MANY_ROWS])
 @pytest.mark.parametrize(
     ("heads", "kv", "q_lens"),
     [
@@ -134,8 +134,9 @@ def test_a_padding_sequence_yields_zeros() -> None:
 
 def test_splits_fill_the_device_and_hold_two_blocks() -> None:
     tiles = decode_tiles(16, torch.bfloat16)
-    assert num_splits(128, 1, 4096, tiles, 132) == 1
-    assert num_splits(16, 1, 65536, tiles, 132) == 8
+    assert num_splits(128, 1, 4096, tiles, 132) == 2
+    assert num_splits(256, 1, 4096, tiles, 132) == 1
+    assert num_splits(16, 1, 65536, tiles, 132) == 16
     assert num_splits(1, 1, 8192, tiles, 132) == 64
     assert num_splits(1, 1, 1, tiles, 132) == 1
     assert FIXED_SPLIT % BLOCK_SIZE == 0

@@ -45,12 +45,8 @@ def decode_variants(heads: int, dtype: torch.dtype) -> list[mla_decode.DecodeTil
         others = [mla_decode.DecodeTiles(64, *cut) for cut in cuts]
     else:
         cuts = [(64, 4, 2), (64, 4, 3), (64, 8, 2), (64, 8, 3), (32, 4, 3), (32, 4, 4), (32, 4, 5),
-                (32, 8, 3)]  # fmt: skip
+                (32, 4, 2), (32, 8, 3)]  # fmt: skip
         others = [mla_decode.DecodeTiles(16, *cut) for cut in cuts]
-        others += [
-            mla_decode.DecodeTiles(16, *cut, transposed=True)
-            for cut in ((64, 4, 2), (64, 8, 2), (32, 4, 3), (32, 4, 4))
-        ]
     more = [replace(tiles, waves=waves) for waves, tiles in product((1, 2), others)]
     return [default, *(tiles for tiles in more if tiles != default)]
 

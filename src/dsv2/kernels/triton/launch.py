@@ -73,7 +73,7 @@ def bounds(lengths: tuple[int, ...], device: torch.device) -> Tensor:
     if lengths and min(lengths) == max(lengths):
         count, each = len(lengths), lengths[0]
         return torch.arange(count + 1, dtype=torch.int32, device=device) * each
-    host = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    host = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
     if device.type == "cuda":
         host = host.pin_memory()
     return host.to(device, non_blocking=True)

@@ -25,6 +25,7 @@ from dsv2.kernels.triton.latent_cache import (
     cache_views,
     check_cache,
     columns_of,
+    kernel_format,
     kernel_widths,
     load_latents,
 )
@@ -55,7 +56,6 @@ class DecodeTiles:
         keys: keys per tile, at most a cache block and dividing it.
         warps: warps per program.
         stages: tiles in flight.
-        transposed: multiply with the keys as rows, which lets 16 heads use the wide instructions.
         waves: programs per multiprocessor that the number of splits aims at.
     """
 
@@ -63,7 +63,6 @@ class DecodeTiles:
     keys: int
     warps: int
     stages: int
-    transposed: bool = False
     waves: int = 1
 
 
@@ -72,7 +71,7 @@ def decode_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
     if dtype == torch.float32:
         return DecodeTiles(rows=16, keys=16, warps=4, stages=1)
     if rows <= 16:
-        return DecodeTiles(rows=16, keys=32, warps=4, stages=3)
+        return DecodeTiles(rows=16, keys=32, warps=4, stages=3, waves=2)
     return DecodeTiles(rows=64, keys=64, warps=8, stages=2)
 
 
@@ -80,7 +79,7 @@ def few_tiles(rows: int, dtype: torch.dtype) -> DecodeTiles:
     """The tiles where one sequence or two leave a program a block or two of keys."""
     usual = decode_tiles(rows, dtype)
     few = dtype != torch.float32 and rows <= 16
-    return replace(usual, keys=64, stages=2) if few else usual
+    return replace(usual, keys=64, stages=2, waves=1) if few else usual
 
 
 @triton.jit
@@ -89,14 +88,17 @@ def _decode(
     qk_scale, table_stride, part_stride, num_splits,
     HEADS: tl.constexpr, C: tl.constexpr, R: tl.constexpr,
     C_PAD: tl.constexpr, R_PAD: tl.constexpr, FORMAT: tl.constexpr, PAGE: tl.constexpr,
-    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT_KEYS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, PARTIAL: tl.constexpr,
-    EARLY: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, SPLIT_KEYS: tl.constexpr, HALVES: tl.constexpr,
+    PRECISION: tl.constexpr, PARTIAL: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One block of query rows of one sequence over one split of its keys.
 
     ``out`` is ``[splits, T, H, C]`` fp32 with ``lse`` ``[splits, T, H]``, or, not PARTIAL, the
     result itself. SPLIT_KEYS of 0 cuts every sequence in ``num_splits`` parts of whole pages.
+
+    Few rows wait for products, which follow each other, and for warps, which exchange their sums:
+    the products of the latent's HALVES and of the rotated part are apart until they are scaled
+    (added before, the compiler makes one chain of them), and sums of weights are taken at the end.
     """
     tile = tl.program_id(0)
     split = tl.program_id(1)
@@ -117,8 +119,10 @@ def _decode(
         start = split * span
         end = tl.minimum(start + span, total)
 
+        WIDTH: tl.constexpr = C_PAD // HALVES
+        FEW: tl.constexpr = ROWS <= 16
         place = first * HEADS + row  # of the row in [T, H]
-        c = columns_of(C_PAD, FORMAT)
+        c = columns_of(WIDTH, FORMAT)
         r = columns_of(R_PAD, FORMAT)
         wide_c: tl.constexpr = C_PAD != C
         wide_r: tl.constexpr = R_PAD != R
@@ -131,14 +135,15 @@ def _decode(
         where = place.to(tl.int64)[:, None]
         q_c = tl.load(q_latent + where * C + c[None, :], mask=q_c_mask, other=0.0)
         q_r = tl.load(q_rope + where * R + r[None, :], mask=q_r_mask, other=0.0)
-        if TRANSPOSED:
-            q_c = tl.trans(q_c)
-            q_r = tl.trans(q_r)
-            acc = tl.zeros([C_PAD, ROWS], dtype=tl.float32)
-        else:
-            acc = tl.zeros([ROWS, C_PAD], dtype=tl.float32)
+        acc = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
+        if HALVES == 2:
+            q_d = tl.load(q_latent + where * C + WIDTH + c[None, :], mask=q_c_mask, other=0.0)
+            acc_d = tl.zeros([ROWS, WIDTH], dtype=tl.float32)
         top = tl.full([ROWS], float("-inf"), dtype=tl.float32)
-        mass = tl.zeros([ROWS], dtype=tl.float32)
+        if FEW:
+            mass = tl.zeros([ROWS, KEYS], dtype=tl.float32)
+        else:
+            mass = tl.zeros([ROWS], dtype=tl.float32)
 
         n = tl.arange(0, KEYS)
         blocks = table + sequence * table_stride
@@ -159,7 +164,10 @@ def _decode(
                     c_mask = c_mask & (c < C)[None, :]
                 if wide_r:
                     r_mask = r_mask & (r < R)[None, :]
-                k_c = tl.load(base + n[:, None] * (C + R) + c[None, :], mask=c_mask, other=0.0)
+                spot = n[:, None] * (C + R) + c[None, :]
+                k_c = tl.load(base + spot, mask=c_mask, other=0.0)
+                if HALVES == 2:
+                    k_d = tl.load(base + spot + WIDTH, mask=c_mask, other=0.0).to(q_c.dtype)
                 k_r = tl.load(base + n[:, None] * (C + R) + C + r[None, :], mask=r_mask, other=0.0)
             else:
                 k_c, k_r = load_latents(
@@ -167,42 +175,38 @@ def _decode(
                 )
             k_c = k_c.to(q_c.dtype)
             k_r = k_r.to(q_c.dtype)
-            if TRANSPOSED:
-                scores = tl.dot(k_r, q_r, input_precision=PRECISION)  # KEYS ROWS
-                scores = tl.dot(k_c, q_c, scores, input_precision=PRECISION) * qk_scale
-                seen = inside[:, None] & ((begin + n)[:, None] < visible[None, :])
-                scores = tl.where(seen, scores, float("-inf"))
-                new_top = tl.maximum(top, tl.max(scores, 0))
-                # A row that has seen no key yet keeps its maximum of -inf out of the exponent.
-                safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-                weights = tl.exp2(scores - safe[None, :])
-                fade = tl.exp2(top - safe)
-                mass = mass * fade + tl.sum(weights, 0)
-                acc = tl.dot(
-                    tl.trans(k_c), weights.to(k_c.dtype), acc * fade[None, :],
-                    input_precision=PRECISION,
-                )  # fmt: skip
+            scores = tl.dot(q_r, tl.trans(k_r), input_precision=PRECISION)  # ROWS KEYS
+            if FEW:
+                scores *= qk_scale
+                scores += tl.dot(q_c, tl.trans(k_c), input_precision=PRECISION) * qk_scale
+                if HALVES == 2:
+                    scores += tl.dot(q_d, tl.trans(k_d), input_precision=PRECISION) * qk_scale
             else:
-                scores = tl.dot(q_r, tl.trans(k_r), input_precision=PRECISION)  # ROWS KEYS
-                scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION) * qk_scale
-                seen = inside[None, :] & ((begin + n)[None, :] < visible[:, None])
-                scores = tl.where(seen, scores, float("-inf"))
-                new_top = tl.maximum(top, tl.max(scores, 1))
-                safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-                weights = tl.exp2(scores - safe[:, None])
-                fade = tl.exp2(top - safe)
+                scores = tl.dot(q_c, tl.trans(k_c), scores, input_precision=PRECISION)
+                if HALVES == 2:
+                    scores = tl.dot(q_d, tl.trans(k_d), scores, input_precision=PRECISION)
+                scores *= qk_scale
+            seen = inside[None, :] & ((begin + n)[None, :] < visible[:, None])
+            scores = tl.where(seen, scores, float("-inf"))
+            new_top = tl.maximum(top, tl.max(scores, 1))
+            # A row that has seen no key yet keeps its maximum of -inf out of the exponent.
+            safe = tl.where(new_top == float("-inf"), 0.0, new_top)
+            weights = tl.exp2(scores - safe[:, None])
+            fade = tl.exp2(top - safe)
+            if FEW:
+                mass = mass * fade[:, None] + weights
+            else:
                 mass = mass * fade + tl.sum(weights, 1)
-                acc = tl.dot(
-                    weights.to(k_c.dtype), k_c, acc * fade[:, None], input_precision=PRECISION
-                )
+            weights = weights.to(k_c.dtype)
+            acc = tl.dot(weights, k_c, acc * fade[:, None], input_precision=PRECISION)
+            if HALVES == 2:
+                acc_d = tl.dot(weights, k_d, acc_d * fade[:, None], input_precision=PRECISION)
             top = new_top
 
+        if FEW:
+            mass = tl.sum(mass, 1)
         some = mass > 0
         inverse = tl.where(some, 1.0 / tl.where(some, mass, 1.0), 0.0)
-        if TRANSPOSED:
-            acc = tl.trans(acc * inverse[None, :])
-        else:
-            acc = acc * inverse[:, None]
         if PARTIAL:
             out += split.to(tl.int64) * part_stride * C
             level = tl.where(some, top + tl.log2(tl.where(some, mass, 1.0)), float("-inf"))
@@ -213,7 +217,11 @@ def _decode(
         o_mask = keep[:, None]
         if wide_c:
             o_mask = o_mask & (c < C)[None, :]
-        tl.store(out + where * C + c[None, :], acc.to(out.dtype.element_ty), mask=o_mask)
+        spot = out + where * C + c[None, :]
+        tl.store(spot, (acc * inverse[:, None]).to(out.dtype.element_ty), mask=o_mask)
+        if HALVES == 2:
+            acc_d *= inverse[:, None]
+            tl.store(spot + WIDTH, acc_d.to(out.dtype.element_ty), mask=o_mask)
 
 
 @triton.jit
@@ -272,6 +280,11 @@ def num_splits(
     wanted = tiles.waves * processors // max(1, sequences * row_blocks)
     blocks = -(-max_kv // BLOCK_SIZE)
     return max(1, min(wanted, blocks if blocks <= _FEW_BLOCKS else -(-blocks // 2)))
+
+
+def _halves(latent: int, kind: LatentFormat) -> int:
+    """Parts in which a tile's latents are read: two where plain numbers make two whole tiles."""
+    return 2 if kernel_format(kind) == "plain" and latent == padded(latent) >= 32 else 1
 
 
 @dataclass(frozen=True)
@@ -348,7 +361,7 @@ def decode_splits(
                 scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
                 HEADS=heads, **kernel_widths(latent, rope, kind),
                 PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
-                SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, TRANSPOSED=tiles.transposed,
+                SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, HALVES=_halves(latent, kind),
                 PRECISION=precision(q_latent.dtype), PARTIAL=lse is not None,
                 num_warps=tiles.warps, num_stages=tiles.stages, **overlaps(parts),
             )  # fmt: skip
@@ -357,21 +370,24 @@ def decode_splits(
 
 def decode_latent(
     q_latent: Tensor, q_rope: Tensor, cache: Tensor, block_table: Tensor, kv_len: Tensor,
-    cu_q: Tensor, max_q: int, scale: float, **options: Any,
+    cu_q: Tensor, max_q: int, scale: float, *, deterministic: bool = False, **options: Any,
 ) -> Tensor:  # fmt: skip
     """:func:`decode_splits`, mixed: ``[T, H, C]`` of the queries' dtype."""
     found = decode_splits(
-        q_latent, q_rope, cache, block_table, kv_len, cu_q, max_q, scale, **options
-    )
+        q_latent, q_rope, cache, block_table, kv_len, cu_q, max_q, scale,
+        deterministic=deterministic, **options,
+    )  # fmt: skip
     if found.lse is None:
         return found.parts
     splits, tokens, heads, latent = found.parts.shape
     out = torch.empty_like(q_latent, memory_format=torch.contiguous_format)
-    columns = min(128, padded(latent))
+    columns = min(512, padded(latent))
+    # How many are mixed at once is a matter of the last bit.
+    group = 16 if deterministic else min(16, 1 << (splits - 1).bit_length())
     with on_device(out):
         _combine[(tokens * heads, -(-latent // columns))](
             found.parts, found.lse, out, tokens * heads, splits,
-            C=latent, COLUMNS=columns, GROUP=16, num_warps=4, num_stages=1, **overlaps(out),
+            C=latent, COLUMNS=columns, GROUP=group, num_warps=4, num_stages=1, **overlaps(out),
         )  # fmt: skip
     return out
 
