@@ -21,6 +21,7 @@ from dsv2.engine.philox import gumbel_noise
 from dsv2.engine.sequence import Sequence
 from dsv2.engine.shaping import Wishes, is_cut, is_shaped, truncate
 from dsv2.engine.transfer import Arrival, to_device
+from dsv2.kernels.registry import select
 
 NOT_FINITE = -1
 """Stands for a token where the row's logits are not all finite."""
@@ -153,12 +154,12 @@ def draw(logits: Tensor, temperatures: Tensor | None, seeds: Tensor, positions: 
     Returns:
         ``[L]`` int64, :data:`NOT_FINITE` where a row is not.
     """
-    tokens = best_tokens(logits)
+    tokens = select("greedy_tokens", device=logits.device.type)(logits)
     if temperatures is not None:
-        warm_rows = temperatures > 0
+        warm_rows = (temperatures > 0) & (tokens != NOT_FINITE)
         scale = torch.where(warm_rows, temperatures, 1.0)
         tokens = torch.where(warm_rows, _noisy_best(logits, scale, seeds, positions), tokens)
-    return tokens.masked_fill(~finite_rows(logits), NOT_FINITE)
+    return tokens
 
 
 def finite_rows(logits: Tensor) -> Tensor:

@@ -240,9 +240,9 @@ def quantise_blocks(weight: Tensor) -> BlockTensor:
 
 def weight_rows(weight: Weight, ids: Tensor) -> Tensor:
     """Rows ``ids`` ``[T]`` of a matrix ``[rows, columns]`` in fp32 ``[T, columns]``."""
-    index = ids.long()
     if isinstance(weight, Tensor):
-        return weight[index].float()
+        return F.embedding(ids, weight).float()
+    index = ids.long()
     if isinstance(weight, QuantTensor):
         return dequantise(
             QuantTensor(

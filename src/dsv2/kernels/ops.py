@@ -103,6 +103,11 @@ class Ops(Protocol):
         """``x`` ``[.., D]``, ``weight`` ``[D]``: x / sqrt(mean(x^2) + eps), cast, times weight."""
         ...
 
+    def greedy_tokens(self, logits: Tensor) -> Tensor:
+        """The first largest of each row of ``logits`` ``[L, V]`` fp32: ``[L]`` int64; -1 for a row
+        with a number that is not finite."""
+        ...
+
     def rope(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate neighbouring pairs of ``x`` ``[T, .., R]`` by ``cos``/``sin`` ``[T, R/2]``."""
         ...

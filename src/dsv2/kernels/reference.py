@@ -23,6 +23,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed.to(x.dtype) * weight
 
 
+@implements("greedy_tokens", "reference")
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The first largest of each row; NaN is the extreme of every row it is in."""
+    finite = logits.amin(-1).isfinite() & logits.amax(-1).isfinite()
+    return logits.argmax(-1).masked_fill(~finite, -1)
+
+
 @implements("rope", "reference")
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate neighbouring pairs (x0, y0, x1, y1, ..): the published weights' layout."""

@@ -36,6 +36,7 @@ _MODULES = {
         "dsv2.kernels.triton.adamw",
         "dsv2.kernels.triton.cross_entropy",
         "dsv2.kernels.triton.experts_train",
+        "dsv2.kernels.triton.greedy",
         "dsv2.kernels.triton.mla_train",
         "dsv2.kernels.triton.rms_norm",
         "dsv2.kernels.triton.swiglu",

@@ -41,8 +41,10 @@ def rotation(config: ModelConfig, frequencies: Tensor, positions: Tensor) -> tup
     Both carry the ratio of YaRN's two mscales, which is 1 in every published V2 configuration.
     """
     angles = positions.float().unsqueeze(-1) * frequencies  # T R/2
-    yarn = config.rope_scaling
-    if yarn is None:
+    yarn, ratio = config.rope_scaling, 1.0
+    if yarn is not None:
+        ratio = yarn_mscale(yarn.factor, yarn.mscale)
+        ratio /= yarn_mscale(yarn.factor, yarn.mscale_all_dim)
+    if ratio == 1.0:
         return angles.cos(), angles.sin()
-    ratio = yarn_mscale(yarn.factor, yarn.mscale) / yarn_mscale(yarn.factor, yarn.mscale_all_dim)
     return angles.cos() * ratio, angles.sin() * ratio

@@ -16,8 +16,8 @@ from dsv2.kernels.triton.mla_decode import Splits, mix_splits
 
 MOST_SPLITS = 64
 """Up to so many splits are worth mixing more than once."""
-_COLUMNS = 8
-"""8, 16 and 32 were tried on an H200."""
+_COLUMNS, _GROUP = 32, 8
+"""8, 16, 32 and 64 columns, and 4, 8 and 16 splits at once, were tried on an H200."""
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def _values(
     if EARLY:
         wait()
     if MIXED:
-        latent = mix_splits(parts, lse, row, c, part_stride, num_splits, C, C_PAD, GROUP)
+        latent = mix_splits(parts, lse, row, c, part_stride, num_splits, C, C_PAD, GROUP, True)
         latent = latent.to(out.dtype.element_ty)
     else:
         latent = tl.load(parts + row * C + c, mask=c < C, other=0.0)
@@ -63,7 +63,7 @@ def split_values(splits: Splits, w_uv: Tensor) -> Tensor:
             _values[(tokens * heads, -(-width // _COLUMNS))](
                 splits.parts, splits.parts if splits.lse is None else splits.lse, w_uv, out,
                 tokens * heads, splits.parts.shape[0] if mixed else 1,
-                H=heads, C=latent, V=width, C_PAD=padded(latent), COLUMNS=_COLUMNS, GROUP=16,
+                H=heads, C=latent, V=width, C_PAD=padded(latent), COLUMNS=_COLUMNS, GROUP=_GROUP,
                 MIXED=mixed, num_warps=4, **overlaps(out),
             )  # fmt: skip
     return out

@@ -21,8 +21,11 @@ from dsv2.kernels.triton.quant_product import quant_product
 
 VECTOR_TOKENS = 2
 """Up to this many tokens take the vector product."""
-_COLUMNS = 2
-"""Output columns of a program: 2 and 4 were tried on an H100."""
+_CUT = (2, 4, 2048)
+"""Output columns of a program, its warps, and inputs at a time: the best of 29 on an H200."""
+_NORMED_CUT = (8, 4, 1024)
+"""Likewise where each program norms the token, which many are too many to do, and columns are many.
+"""
 
 
 @triton.jit
@@ -88,12 +91,13 @@ def _vector_product(
     eps: float = 0.0, normed: Tensor | None = None,
 ) -> None:  # fmt: skip
     width, depth = weight.shape
+    columns, warps, most = _NORMED_CUT if norm is not None and width >= 1024 else _CUT
     with on_device(x):
-        _vector[(-(-width // _COLUMNS), x.shape[0])](
+        _vector[(-(-width // columns), x.shape[0])](
             x, weight, out, x if norm is None else norm, out if normed is None else normed,
-            x.stride(0), eps, D=depth, WIDTH=width, COLUMNS=_COLUMNS,
-            DEPTH=min(2048, padded(depth)), ADD=add, NORM=norm is not None,
-            KEEP=normed is not None, num_warps=4, **overlaps(x),
+            x.stride(0), eps, D=depth, WIDTH=width, COLUMNS=columns,
+            DEPTH=min(most, padded(depth)), ADD=add, NORM=norm is not None,
+            KEEP=normed is not None, num_warps=warps, **overlaps(x),
         )  # fmt: skip
 
 

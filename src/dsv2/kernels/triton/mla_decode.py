@@ -227,11 +227,12 @@ def _decode(
 @triton.jit
 def mix_splits(
     parts, lse, row, c, part_stride, num_splits,
-    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr,
+    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Columns ``c`` of one row's splits, mixed by their share of the softmax sum, in fp32.
 
-    GROUP splits at a time, in order.
+    GROUP splits at a time, in order. AHEAD reads a split before it is known to have keys: sooner,
+    but of many empty ones too much.
     """
     g = tl.arange(0, GROUP)
     acc = tl.zeros([COLUMNS], dtype=tl.float32)
@@ -248,8 +249,13 @@ def mix_splits(
         share = tl.exp2(level - safe)  # GROUP
         fade = tl.exp2(top - safe)
         where = (split.to(tl.int64) * part_stride + row)[:, None] * C + c[None, :]
-        mask = (level > float("-inf"))[:, None] & (c < C)[None, :]
-        part = tl.load(parts + where, mask=mask, other=0.0)  # GROUP COLUMNS
+        some = (level > float("-inf"))[:, None]
+        mask = (c < C)[None, :]
+        if AHEAD:
+            part = tl.load(parts + where, mask=mask & (split < num_splits)[:, None], other=0.0)
+            part = tl.where(some, part, 0.0)  # what was never written may be NaN
+        else:
+            part = tl.load(parts + where, mask=mask & some, other=0.0)  # GROUP COLUMNS
         acc = acc * fade + tl.sum(part * share[:, None], 0)
         mass = mass * fade + tl.sum(share, 0)
         top = new_top
@@ -265,7 +271,7 @@ def _combine(
     c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     if EARLY:
         wait()
-    result = mix_splits(parts, lse, row, c, part_stride, num_splits, C, COLUMNS, GROUP)
+    result = mix_splits(parts, lse, row, c, part_stride, num_splits, C, COLUMNS, GROUP, False)
     tl.store(out + row * C + c, result.to(out.dtype.element_ty), mask=c < C)
 
 
