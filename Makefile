@@ -21,10 +21,11 @@ run: install ## Set up, then generate from the pocket model
 test: install-dev $(VENV)/.site ## The default suite: no GPU, no network, under five minutes on two cores
 	$(PYTEST) -m "not slow and not gpu and not net"
 
+# In their own order: sorted by their number, modules of one long test would come last and alone.
 # The browser's tests alone and one by one: Playwright's loop of events would run on in a worker that
 # others share, and a page has a server, an engine and a browser beside it.
 test-all: install-dev $(VENV)/.site ## The default suite's slow companions
-	$(PYTEST) -m "slow and not gpu and not net" --ignore tests/site
+	$(PYTEST) --no-loadscope-reorder -m "slow and not gpu and not net" --ignore tests/site
 	$(PYTEST) -n 0 -m "slow and not gpu and not net" tests/site
 
 check: install-dev ## Format, lint, types, import layers, the website's own checks, then the default suite

@@ -51,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--compile-seconds", type=float, default=150, help="for each part of the compiled peer"
     )
+    own.add_argument(
+        "--deterministic", action="store_true", help="our rows with one order of sums, for a --csv"
+    )
     own.add_argument("--commit", help="where the checkout has no history")
     own.add_argument("--config", type=Path, help="a config.json in place of V2-Lite's")
     own.add_argument("--tiny", action="store_true", help="small rows on the CPU, to try the script")
@@ -58,8 +61,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(
-    every: Sequence[GpuRow], config: ModelConfig, device: str, backend: str, compile_seconds: float
-) -> list[tuple[str, Section]]:
+    every: Sequence[GpuRow], config: ModelConfig, device: str, backend: str, compile_seconds: float,
+    *, deterministic: bool = False,
+) -> list[tuple[str, Section]]:  # fmt: skip
     """Engine and part, the most important first; the roof is not among them."""
     steps = [row for row in every if row.kind == "decode"]
     prompts = [row for row in every if row.kind == "prefill"]
@@ -73,7 +77,8 @@ def plan(
         name: str, module: str, part: str, own: Sequence[GpuRow], seconds: float, **more: Any
     ) -> Section:
         request = {
-            "part": part, "device": device, "backend": backend, "config": config.to_published(),
+            "part": part, "device": device, "backend": backend, "deterministic": deterministic,
+            "config": config.to_published(),
             "rows": [asdict(row) for row in own], **more,
         }  # fmt: skip
         return Section(name, module, request, tuple(row.key for row in own), seconds)
@@ -157,7 +162,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if options.config is not None:
         config = ModelConfig.from_file(options.config)
     every = tiny_rows() if options.tiny else rows()
-    parts = plan(every, config, device, backend, options.compile_seconds)
+    parts = plan(
+        every, config, device, backend, options.compile_seconds, deterministic=options.deterministic
+    )
     names = [section.name for _, section in parts]
     if options.list:
         print("\n".join(names))

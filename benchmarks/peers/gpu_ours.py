@@ -3,7 +3,7 @@
     python -m benchmarks.peers.gpu_ours < request.json
 
 The request has ``part``, ``config`` (the content of a ``config.json``), ``device``, ``backend``,
-``rows`` and, but for the part ``roof``, the measured ``roof``.
+``deterministic``, ``rows`` and, but for the part ``roof``, the measured ``roof``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ def _driver() -> str:
 
 def _packed(request: Mapping[str, Any]) -> PackedModel:
     device = torch.device(request["device"])
-    executor = make_executor(request["backend"], device.type, deterministic=False)
+    executor = make_executor(
+        request["backend"], device.type, deterministic=request["deterministic"]
+    )
     return synthetic_model(
         ModelConfig.from_published(request["config"]), executor, WEIGHTS, device=device
     )

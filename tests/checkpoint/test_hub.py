@@ -43,6 +43,7 @@ def run(tmp_path: Path, hub: Hub) -> Run:
     return call
 
 
+@pytest.mark.slow
 def test_pull_list_show_verify_run_rm(run: Run, hub: Hub) -> None:
     pulled = run("pull", REPOSITORY)
     assert pulled.returncode == 0, pulled.stderr

@@ -80,13 +80,13 @@ def test_bad_files(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_names_are_read_in_time(tmp_path: Path) -> None:
-    header = {f"tensor.{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(200_000)}
+def test_many_names_are_read_in_time(tmp_path: Path) -> None:
+    header = {f"tensor.{i}": entry(shape=(0,), offsets=(0, 0)) for i in range(50_000)}
     path = tmp_path / "many.safetensors"
     path.write_bytes(pack(header, b""))
     start = time.process_time()
-    assert len(open_safetensors(path).entries) == 200_000
-    assert time.process_time() - start < 10
+    assert len(open_safetensors(path).entries) == 50_000
+    assert time.process_time() - start < 2.5
 
 
 @settings(max_examples=150, deadline=None)
