@@ -86,7 +86,7 @@ def test_many_names_are_read_in_time(tmp_path: Path) -> None:
     path.write_bytes(pack(header, b""))
     start = time.process_time()
     assert len(open_safetensors(path).entries) == 50_000
-    assert time.process_time() - start < 2.5
+    assert time.process_time() - start < 5
 
 
 @settings(max_examples=150, deadline=None)

@@ -62,8 +62,9 @@ double probe_multiply(Format format, int rounds, Pool& pool) {
   const bool levels = format == Format::kInt4, bytes = format == Format::kInt8;
   const bool halves = format == Format::kBf16 && V::kBf16;
   std::atomic<int32_t> sink{0};
-  alignas(64) int32_t words[17];
-  for (int i = 0; i < 17; ++i) words[i] = 0x01010101 * (i % 3);
+  // As in the kernels no two products share what they multiply with.
+  alignas(64) int32_t words[2 * V::kTile + 16];
+  for (int i = 0; i < 2 * V::kTile + 16; ++i) words[i] = 0x01010101 * (i % 3);
   const auto start = std::chrono::steady_clock::now();
   pool.run([&](Team&) {
     const typename W::I codes = W::load_bytes(reinterpret_cast<const uint8_t*>(words));
@@ -77,7 +78,7 @@ double probe_multiply(Format format, int rounds, Pool& pool) {
     const auto float_end = [](auto sum) { return static_cast<int32_t>(V::sum(sum) > 1e30f); };
     if (levels) {
       sink += probe_rounds<V::kTile>(rounds, [](int i) { return W::set_int(i); }, [&](auto sum, int i) {
-        return W::dot_levels(sum, codes, codes, words + i, words + i + 1);
+        return W::dot_levels(sum, codes, codes, words + 2 * i, words + 2 * i + 1);
       }, end);
     } else if (bytes) {
       sink += probe_rounds<V::kTile>(rounds, [](int i) { return W::set_int(i); }, [&](auto sum, int i) {
