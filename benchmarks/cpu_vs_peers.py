@@ -30,9 +30,10 @@ from rich.console import Console
 from benchmarks.peers import ours
 from benchmarks.peers.llama import IK_LLAMA_CPP, LLAMA_CPP, Llama
 from benchmarks.peers.machine import ROOT, look
-from benchmarks.peers.report import Line, compare, draw, failures, table, write_csv
+from benchmarks.peers.report import Line, compare, draw, failures, read_csv, table, write_csv
 from benchmarks.peers.torch_peer import TorchPeer
 from benchmarks.peers.work import Failure, Measure, Measured, Row, Setting, chosen
+from benchmarks.peers.work import rows as all_rows
 from dsv2.cli.info import find_config
 from dsv2.kernels.cpu import available_threads
 
@@ -134,7 +135,10 @@ def main(words: Sequence[str] | None = None) -> int:
     for sentence in failures(lines, OWN):
         print(sentence)
     if (picture := options.image or (IMAGE if usual else None)) is not None:
-        draw(picture, lines, machine)
+        # Rows of other runs stand beside those of this one.
+        whole = usual and target is not None
+        shown = read_csv(target, all_rows(), machine, OWN) if whole else lines
+        draw(picture, shown, machine)
     return int(any(line.own.failure for line in lines))
 
 

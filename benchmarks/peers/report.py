@@ -86,16 +86,20 @@ def compare(rows: Sequence[Row], rounds: Rounds, own: str) -> list[Line]:
             for name, found in rounds.items()
             if name != own and key in found
         }
-        known = {name: one.median for name, one in peers.items() if one.median is not None}
-        best, ratio = None, None
-        if known:
-            better = max if row.unit == SPEED else min
-            best = better(known, key=known.__getitem__)
-            if mine.median is not None:
-                ratio = mine.median / known[best]
-                ratio = ratio if row.unit == SPEED else 1 / ratio
-        lines.append(Line(row, mine, peers, best, ratio))
+        lines.append(_line(row, mine, peers))
     return lines
+
+
+def _line(row: Row, mine: Summary, peers: dict[str, Summary]) -> Line:
+    known = {name: one.median for name, one in peers.items() if one.median is not None}
+    best, ratio = None, None
+    if known:
+        better = max if row.unit == SPEED else min
+        best = better(known, key=known.__getitem__)
+        if mine.median is not None:
+            ratio = mine.median / known[best]
+            ratio = ratio if row.unit == SPEED else 1 / ratio
+    return Line(row, mine, peers, best, ratio)
 
 
 def table(lines: Sequence[Line], machine: Machine, engines: Sequence[str]) -> Table:
@@ -164,6 +168,27 @@ def write_csv(path: Path, lines: Sequence[Line], machine: Machine, own: str) -> 
         writer = csv.DictWriter(file, list(text[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows([*kept, *text])
+
+
+def read_csv(path: Path, rows: Sequence[Row], machine: Machine, own: str) -> list[Line]:
+    """What :func:`write_csv` has added of such a machine, in how many runs so ever."""
+    here = {name: str(getattr(machine, name)) for name in ("machine", "cores", "threads")}
+    found: dict[str, dict[str, Summary]] = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for one in csv.DictReader(file):
+            if all(one[name] == value for name, value in here.items()):
+                median, least, most, share = (
+                    float(one[name]) if one[name] else None
+                    for name in ("median", "least", "most", "share_of_limit")
+                )
+                found.setdefault(one["row"], {})[one["engine"]] = Summary(
+                    int(one["rounds"]), median, least, most, share, one["failure"]
+                )
+    known = [(row, found[row.key]) for row in rows if own in found.get(row.key, {})]
+    return [
+        _line(row, all_of_it[own], {name: one for name, one in all_of_it.items() if name != own})
+        for row, all_of_it in known
+    ]
 
 
 def _text(value: object) -> str:

@@ -17,7 +17,7 @@ from benchmarks.peers.llama import IK_LLAMA_CPP, LLAMA_CPP, Llama, batch_speeds
 from benchmarks.peers.machine import Machine, cpu_facts
 from benchmarks.peers.process import PeerError, run
 from benchmarks.peers.random_gguf import tensor_shapes, write_gguf
-from benchmarks.peers.report import Line, compare, draw, failures, summarise, write_csv
+from benchmarks.peers.report import Line, compare, draw, failures, read_csv, summarise, write_csv
 from benchmarks.peers.vocabulary import definition, tokenizer_files
 from benchmarks.peers.work import Failure, Measured, Row, Setting, chosen, rows
 from dsv2.checkpoint.releases import config_of
@@ -102,7 +102,11 @@ def test_new_lines_replace_those_of_the_same_machine(tmp_path: Path) -> None:
         ("1", "abc", "a", "peer", "2"),
     ]  # fmt: skip
     assert [one["to_best_peer"] for one in read(target)] == ["", "1.5", "", "2", ""]
-    draw(tmp_path / "img" / "a.png", lines(3.0, row, other), here)
+    again = read_csv(target, [row, other], here, "dsv2")
+    assert [(one.row.key, one.own.median, one.best, one.ratio) for one in again] == [
+        ("a", 3.0, "peer", 1.5), ("b", 1.0, None, None),
+    ]  # fmt: skip
+    draw(tmp_path / "img" / "a.png", again, here)
     assert (tmp_path / "img" / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
