@@ -123,7 +123,7 @@ def test_damage_is_found(quantised: Path, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"]["version"] = 9
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelLoadError, match="version 9, allowed are int8, int4 of version 1"):
+    with pytest.raises(ModelLoadError, match="version 9, allowed are int8, int4 of version 2"):
         load_packed(folder, CpuExecutor(1))
     config["quantization_config"] = {"quant_method": "awq"}
     (folder / "config.json").write_text(json.dumps(config))

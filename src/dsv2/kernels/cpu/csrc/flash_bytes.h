@@ -21,6 +21,7 @@ struct FlashBytes {
   using F = typename V::F;
   using I = typename V::I;
   static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;
+  static constexpr int kWide = V::kFloatTile >= 8 ? 2 : 1;  // vectors of columns, so that sums fit registers
 
   // A packed query tile: words [codes/4][16], then scales and starts [groups][16].
   static size_t words(const LatentLayout& layout) {
@@ -159,22 +160,24 @@ struct FlashBytes {
         V::interleave_bytes(row, columns);
         for (int k = 0; k < 4; ++k) V::store_int(values[t] + k * kLanes, columns[k]);
       }
-      for (int half = 0; half < 4; half += 2) {
+      for (int part = 0; part < 4; part += kWide) {
         for (int r0 = 0; r0 < rows; r0 += kRows) {
-          I acc[kRows][2];
-          for (int r = 0; r < kRows; ++r) acc[r][0] = acc[r][1] = V::zero_int();
+          I acc[kRows][kWide];
+          for (int r = 0; r < kRows; ++r) {
+            for (int k = 0; k < kWide; ++k) acc[r][k] = V::zero_int();
+          }
           for (int t = 0; t < fours; ++t) {
-            const I a = V::load_int(values[t] + half * kLanes), b = V::load_int(values[t] + (half + 1) * kLanes);
+            I column[kWide];
+            for (int k = 0; k < kWide; ++k) column[k] = V::load_int(values[t] + (part + k) * kLanes);
             for (int r = 0; r < kRows; ++r) {
               const int32_t* weight = quads + t * kLanes + r0 + r;
-              acc[r][0] = V::dot_values(acc[r][0], a, weight);
-              acc[r][1] = V::dot_values(acc[r][1], b, weight);
+              for (int k = 0; k < kWide; ++k) acc[r][k] = V::dot_values(acc[r][k], column[k], weight);
             }
           }
           for (int r = 0; r < kRows; ++r) {
-            float* out = o + static_cast<size_t>(r0 + r) * width + c + half * kLanes;
+            float* out = o + static_cast<size_t>(r0 + r) * width + c + part * kLanes;
             const F factor = V::set(factors[r0 + r]), step = V::set(steps[r0 + r]);
-            for (int k = 0; k < 2; ++k) {
+            for (int k = 0; k < kWide; ++k) {
               const F before = V::mul(V::load(out + k * kLanes), factor);
               V::store(out + k * kLanes, V::fma(V::to_float(acc[r][k]), step, before));
             }

@@ -191,14 +191,20 @@ struct Avx2 {
   static I dot_query(I acc, I q, const uint8_t* key) {
     int32_t word;
     __builtin_memcpy(&word, key, 4);
-    word ^= static_cast<int32_t>(0x80808080);
-    return dot_bytes(acc, q, &word);
+    // Signed again after it is spread: one instruction, and the word comes from memory as it is.
+    const __m256i other = _mm256_xor_si256(_mm256_set1_epi32(word), _mm256_set1_epi8(-128));
+    const __m256i ones = _mm256_set1_epi16(1);
+    const auto dot = [&](__m256i sum, __m256i own) {
+      return Part::added(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(own),
+                                                                     _mm256_sign_epi8(other, own)), ones));
+    };
+    return {dot(acc.a, q.a), dot(acc.b, q.b)};
   }
   // acc + 4 signed bytes of each lane times 4 weights of at most 127, the same for each lane.
   static I dot_values(I acc, I values, const int32_t* weights) {
     const __m256i w = _mm256_set1_epi32(*weights), ones = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.a), ones)),
-            _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.b), ones))};
+    return {Part::added(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.a), ones)),
+            Part::added(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w, values.b), ones))};
   }
   // The low bytes of four vectors of lanes as bytes 0 to 3.
   static I join_bytes(I a, I b, I c, I d) {
