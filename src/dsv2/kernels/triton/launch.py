@@ -38,13 +38,18 @@ def multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def _hopper(index: int | None) -> bool:
-    return torch.cuda.get_device_capability(index or 0) >= (9, 0)
+def _capability(index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index or 0)
+
+
+def hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of compute capability 9, whose matrix instructions no other has."""
+    return device.type == "cuda" and _capability(device.index)[0] == 9
 
 
 def overlaps(tensor: Tensor) -> dict[str, bool]:
     """Arguments of a launch that may begin while the kernel before it ends (:func:`wait`)."""
-    early = tensor.is_cuda and _hopper(tensor.device.index)
+    early = tensor.is_cuda and _capability(tensor.device.index) >= (9, 0)
     return {"EARLY": early, "launch_pdl": early}
 
 

@@ -2,7 +2,8 @@
 
 Every head shares one key, the cached latent, whose first C numbers are also the value: a tile of 64
 tokens is read once and multiplied twice. Query tokens and heads are the rows of one matrix, so the
-work per byte grows with H. The keys of a sequence are split over programs; each leaves a
+work per byte grows with H: from 17 rows on :mod:`dsv2.kernels.triton.mla_decode_hopper` has a
+kernel for GPUs with its instructions. The keys of a sequence are split over programs; each leaves a
 normalised output and the base-2 logarithm of its softmax sum, and a second kernel mixes them. A
 cache of codes is unpacked on its way to the matrix units (:mod:`dsv2.kernels.triton.latent_cache`).
 
@@ -32,6 +33,7 @@ from dsv2.kernels.triton.latent_cache import (
 from dsv2.kernels.triton.launch import (
     LOG2_E,
     bounds,
+    hopper,
     multiprocessors,
     on_device,
     overlaps,
@@ -288,6 +290,26 @@ def num_splits(
     return max(1, min(wanted, blocks if blocks <= _FEW_BLOCKS else -(-blocks // 2)))
 
 
+def bulk_copies(
+    q_latent: Tensor, q_rope: Tensor, cache: Tensor, kind: LatentFormat, rows: int
+) -> bool:
+    """Whether :mod:`dsv2.kernels.triton.mla_decode_hopper` computes ``rows`` rows per sequence.
+
+    It is for more rows than one tile of 16, 16-bit numbers, the widths of the releases, and GPUs of
+    compute capability 9.
+    """
+    return (
+        rows > 16
+        and q_latent.is_cuda
+        and q_latent.dtype in (torch.bfloat16, torch.float16)
+        and cache.dtype == q_latent.dtype
+        and kernel_format(kind) == "plain"
+        and (q_latent.shape[-1], q_rope.shape[-1]) == (512, 64)
+        and cache.is_contiguous()
+        and hopper(q_latent.device)
+    )
+
+
 def _halves(latent: int, kind: LatentFormat) -> int:
     """Parts in which a tile's latents are read: two where plain numbers make two whole tiles."""
     return 2 if kernel_format(kind) == "plain" and latent == padded(latent) >= 32 else 1
@@ -346,8 +368,10 @@ def decode_splits(
     check_cache(cache, latent, rope, kind)
     q_latent, q_rope = q_latent.contiguous(), q_rope.contiguous()
     max_kv = min(max_kv or sizes["M"] * BLOCK_SIZE, sizes["M"] * BLOCK_SIZE)
+    rows = heads if deterministic else heads * max_q
+    bulk = tiles is None and bulk_copies(q_latent, q_rope, cache, kind, rows)
     if tiles is None:
-        tiles = decode_tiles(heads if deterministic else heads * max_q, q_latent.dtype)
+        tiles = decode_tiles(rows, q_latent.dtype)
     row_blocks = -(-heads * max_q // tiles.rows)
     if deterministic:
         splits = max(1, -(-max_kv // FIXED_SPLIT))
@@ -359,15 +383,26 @@ def decode_splits(
         shape = (splits, tokens, heads)
         parts = torch.empty((*shape, latent), dtype=torch.float32, device=q_latent.device)
         lse = torch.empty(shape, dtype=torch.float32, device=q_latent.device)
-    if tokens:
+    grid = (row_blocks, splits, sizes["B"])
+    split_keys = FIXED_SPLIT if deterministic else 0
+    if tokens and bulk:
+        # The one module in Gluon, which older versions of Triton do not have.
+        from dsv2.kernels.triton.mla_decode_hopper import launch
+
         with on_device(parts):
-            _decode[(row_blocks, splits, sizes["B"])](
+            launch(
+                q_latent, q_rope, cache, block_table, kv_len, cu_q, parts,
+                parts if lse is None else lse, scale * LOG2_E, grid, split_keys,
+            )  # fmt: skip
+    elif tokens:
+        with on_device(parts):
+            _decode[grid](
                 q_latent, q_rope, *cache_views(cache, kind), block_table, kv_len, cu_q, parts,
                 parts if lse is None else lse,
                 scale * LOG2_E, block_table.stride(0), tokens * heads, splits,
                 HEADS=heads, **kernel_widths(latent, rope, kind),
                 PAGE=BLOCK_SIZE, ROWS=tiles.rows, KEYS=tiles.keys,
-                SPLIT_KEYS=FIXED_SPLIT if deterministic else 0, HALVES=_halves(latent, kind),
+                SPLIT_KEYS=split_keys, HALVES=_halves(latent, kind),
                 PRECISION=precision(q_latent.dtype), PARTIAL=lse is not None,
                 num_warps=tiles.warps, num_stages=tiles.stages, **overlaps(parts),
             )  # fmt: skip
