@@ -74,7 +74,7 @@ def bench_decode(bench: KernelBench, heads: int, sequences: int, cached: int) ->
     moved = bytes_read + 2 * sequences * heads * (width + latent)
     flops = 2.0 * heads * sequences * cached * (width + latent)
 
-    def run(tiles: mla_decode.DecodeTiles, deterministic: bool, variant: str) -> None:
+    def run(tiles: mla_decode.DecodeTiles | None, deterministic: bool, variant: str) -> None:
         def call(table: Tensor) -> Tensor:
             return mla_decode.decode_latent(
                 q_latent, q_rope, cache, table, kv_len, cu_q, 1, scale,
@@ -105,11 +105,10 @@ def bench_decode(bench: KernelBench, heads: int, sequences: int, cached: int) ->
         beside = bench.microseconds("mla_decode", case, "flashinfer")
         if beside is not None:
             peer, peer_name = beside, HERE
-    default, *others = decode_variants(heads, bench.dtype)
     for deterministic in (False, True):
         variant = "deterministic" if deterministic else "default"
-        bench.attempt("mla_decode", case, variant, partial(run, default, deterministic, variant))
-    for tiles in bench.others([default, *others])[1:]:
+        bench.attempt("mla_decode", case, variant, partial(run, None, deterministic, variant))
+    for tiles in bench.others(decode_variants(heads, bench.dtype))[1:]:
         name = describe(tiles)
         bench.attempt("mla_decode", case, name, partial(run, tiles, False, name))
 
