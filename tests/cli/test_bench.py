@@ -67,6 +67,8 @@ def test_bytes_of_a_step_are_those_of_the_published_arithmetic() -> None:
     everything = step_bytes(lite, "bfloat16", 1000, 0, "bfloat16")
     assert everything == pytest.approx(2 * (15.706e9 - 0.21e9), rel=0.01)
     assert step_bytes(lite, "int4", 1, 0, "bfloat16") < one * 4.2 / 16
+    # All but the head, a tenth of it, is a byte and a scale.
+    assert one / 2 < step_bytes(lite, "fp8", 1, 0, "bfloat16") < one * 0.6
 
 
 def test_numbers_that_are_none_are_refused() -> None:
@@ -82,6 +84,18 @@ def test_a_gpu_that_is_not_there_is_named() -> None:
         result = CliRunner().invoke(app, ["bench", command, "--device", "cuda"])
         assert isinstance(result.exception, ValueError)
         assert "torch sees no GPU" in str(result.exception)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["auto", "bfloat16", "int8", "int4"])
+def test_a_gpu_is_measured_in_every_format(weights: str) -> None:
+    words = ["--device", "cuda", "--random", "--weights", weights, "--json"]
+    for command, more in (("latency", ["--prompts", "16", "--depths", "64"]), ("throughput", [])):
+        result = CliRunner().invoke(app, ["bench", command, "v2-lite", *words, *more])
+        assert result.exception is None, result.output
+        found = json.loads(result.output)
+        assert all(figure["tokens_per_second"] > 0 for figure in found["figures"])
+        assert found["figures"]
 
 
 @pytest.mark.slow

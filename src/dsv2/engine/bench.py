@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dsv2.checkpoint.fp8 import FP8, is_fp8
 from dsv2.checkpoint.quantised import stored_shapes
 from dsv2.checkpoint.synthetic import synthetic_matrix
 from dsv2.checkpoint.weights import parameter_shapes
@@ -20,7 +21,7 @@ from dsv2.engine.request import Limits, Request, SamplingParams
 from dsv2.engine.runner import Runner
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import blocks_for
-from dsv2.kernels.formats import SCHEMES
+from dsv2.kernels.formats import FP8_BLOCK, SCHEMES
 from dsv2.kernels.registry import select
 from dsv2.kernels.timing import Roof, step_seconds, wait
 from dsv2.model.config import ModelConfig
@@ -86,8 +87,10 @@ def step_bytes(
                 float(torch.Size(shape).numel()) * dtype.itemsize for shape, dtype in parts.values()
             )
     else:
-        width = {"bfloat16": 2, "float32": 4}[weights]
+        wide = {"float32": 4.0}.get(weights, 2.0)
         for name, shape in parameter_shapes(config).items():
+            # One byte and the scale of its block; what fp8 leaves alone is bfloat16.
+            width = 1 + 4 / FP8_BLOCK**2 if weights == FP8 and is_fp8(name, shape) else wide
             sizes[name] = float(torch.Size(shape).numel()) * width
     total = 0.0
     for name, size in sizes.items():
