@@ -38,6 +38,7 @@ from dsv2.kernels.triton.linear import (
 )
 from dsv2.kernels.triton.norm_rows import norm_rows
 from dsv2.kernels.triton.quant_product import run_quant_experts
+from dsv2.kernels.triton.quant_vector import add_experts, has_codes, takes_shared
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.kernels.triton.vector_experts import experts_vector
 from dsv2.ragged import RaggedBatch
@@ -49,7 +50,7 @@ class _Attention:
 
     Attributes:
         w_in: ``[H(N+R) or C', D]`` and ``[C+R, D]``, what is multiplied with the normed input; one
-            above the other where they are plain.
+            above the other where their formats allow it.
         queries: rows of the first.
         dtype: of activations.
         w_uk: ``[H, C, N]``, transposed for the product with queries.
@@ -153,10 +154,9 @@ class TritonExecutor:
         # Small, and needed both ways round: it is kept in the activations' dtype.
         wkv_b = dequantise(self._take(layer.wkv_b)).to(dtype)
         w_uk, w_uv = wkv_b.unflatten(0, (shape.heads, -1)).split((shape.nope, shape.value), 1)
-        plain = isinstance(wq, Tensor) and isinstance(wkv_a, Tensor)
         return _Attention(
             norm=self._wide(layer.norm), eps=layer.eps, shape=shape,
-            w_in=(torch.cat((wq, wkv_a)),) if plain else (wq, wkv_a),  # type: ignore[arg-type]
+            w_in=_stacked(wq, wkv_a),
             queries=first.shape[0], dtype=dtype,
             q_norm=None if layer.q_norm is None else self._wide(layer.q_norm),
             wq_b=None if layer.wq_b is None else self._take(layer.wq_b),
@@ -315,7 +315,12 @@ class TritonExecutor:
             normed = norm_rows(x, handle.norm, handle.eps, handle.dtype)
             logits = wide_product(normed, handle.router, deterministic=fixed)
         ids, gates = choose_experts(logits, handle.routing, handle.bias)
-        if isinstance(experts, Mlp):
+        if isinstance(experts, Mlp) and self._is_few(x) and has_codes(experts):
+            beside = shared if isinstance(shared, Mlp) and takes_shared(experts, shared) else None
+            add_experts(x, normed, ids, gates, experts, beside)
+            if beside is not None:
+                return
+        elif isinstance(experts, Mlp):
             x += run_quant_experts(normed, ids, gates, experts, deterministic=fixed)
         elif isinstance(shared, ExpertWeights) and self._takes_all(x, experts, shared):
             experts_vector(normed, ids, gates, experts, shared=shared, into=x)
@@ -334,9 +339,12 @@ class TritonExecutor:
         """``into`` plus one expert that every token takes."""
         fixed = self.deterministic
         up, gate, down = weights.w_up, weights.w_gate, weights.w_down
+        ids, gates = (part[: x.shape[0]] for part in self._everybody)
+        if isinstance(weights, Mlp) and self._is_few(x) and has_codes(weights):
+            add_experts(into, x, ids, gates, weights, None)
+            return
         if isinstance(weights, ExpertWeights):
             if self._is_few(x):
-                ids, gates = (part[: x.shape[0]] for part in self._everybody)
                 experts_vector(x, ids, gates, weights, into=into)
                 return
             up, gate, down = (part[0] for part in (up, gate, down))
@@ -356,6 +364,24 @@ class TritonExecutor:
     def embed(self, handle: Weight, ids: Tensor) -> Tensor:
         """Rows of the matrix."""
         return weight_rows(handle, ids)
+
+
+def _stacked(first: Weight, second: Weight) -> tuple[Weight, ...]:
+    """Two matrices as one, which takes one launch; those of fp8 share scales across rows."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return (torch.cat((first, second)),)
+    if (
+        isinstance(first, QuantTensor)
+        and isinstance(second, QuantTensor)
+        and first.scheme == second.scheme
+    ):
+        parts = zip(
+            (first.codes, first.scales, first.row_scales),
+            (second.codes, second.scales, second.row_scales),
+            strict=True,
+        )
+        return (QuantTensor(first.scheme, *(torch.cat(pair) for pair in parts)),)
+    return (first, second)
 
 
 @implements("executor", "triton", ("cuda",))

@@ -14,10 +14,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsv2.kernels.formats import Weight
+from dsv2.kernels.formats import QuantTensor, Weight
 from dsv2.kernels.triton.grouped_gemm import FIXED_ROWS, expert_tiles, grouped_product
 from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
 from dsv2.kernels.triton.quant_product import quant_product
+from dsv2.kernels.triton.quant_vector import vector_product
 
 VECTOR_TOKENS = 2
 """Up to this many tokens take the vector product."""
@@ -141,35 +142,40 @@ def stacked_product(
 def product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
     """``x weight^T``: ``[T, D]`` and ``[F, D]`` -> ``[T, F]`` of ``x``'s dtype."""
     if not isinstance(weight, Tensor):
+        if isinstance(weight, QuantTensor) and _is_few(x, deterministic):
+            return vector_product(x, weight)
         return quant_product(x, weight, deterministic=deterministic)
     if deterministic:
         stack = x.contiguous().unsqueeze(0)
         return stacked_product(stack, weight.unsqueeze(0), deterministic=True)[0]
-    if 0 < x.shape[0] <= VECTOR_TOKENS:
+    if _is_few(x, deterministic):
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=x.dtype, device=x.device)
         _vector_product(x, weight, out)
         return out
     return F.linear(x, weight)
 
 
-def _is_vector(x: Tensor, weight: Weight, deterministic: bool) -> bool:
-    few = 0 < x.shape[0] <= VECTOR_TOKENS
-    return few and not deterministic and isinstance(weight, Tensor)
+def _is_few(x: Tensor, deterministic: bool) -> bool:
+    return 0 < x.shape[0] <= VECTOR_TOKENS and not deterministic
 
 
 def add_product(into: Tensor, x: Tensor, weight: Weight, *, deterministic: bool = False) -> None:
     """``into += x weight^T``, ``into`` ``[T, F]`` fp32."""
-    if isinstance(weight, Tensor) and _is_vector(x, weight, deterministic):
+    if not _is_few(x, deterministic) or not isinstance(weight, Tensor | QuantTensor):
+        into += product(x, weight, deterministic=deterministic)
+    elif isinstance(weight, Tensor):
         _vector_product(x, weight, into, add=True)
     else:
-        into += product(x, weight, deterministic=deterministic)
+        vector_product(x, weight, into=into)
 
 
 def wide_product(x: Tensor, weight: Weight, *, deterministic: bool = False) -> Tensor:
     """``x weight^T`` in fp32: logits of a vocabulary, or, with ``weight`` in fp32, of a router."""
     if not isinstance(weight, Tensor):
+        if isinstance(weight, QuantTensor) and _is_few(x, deterministic):
+            return vector_product(x, weight, dtype=torch.float32)
         return quant_product(x, weight, dtype=torch.float32, deterministic=deterministic)
-    if _is_vector(x, weight, deterministic):
+    if _is_few(x, deterministic):
         out = torch.empty((x.shape[0], weight.shape[0]), dtype=torch.float32, device=x.device)
         _vector_product(x, weight, out)
         return out
