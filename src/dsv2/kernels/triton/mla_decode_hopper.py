@@ -12,6 +12,8 @@ The rest of the contract is that of ``_decode``, whose results those of this ker
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -173,11 +175,15 @@ def _clear(keys, real, PAGE: gl.constexpr, C: gl.constexpr):
         part.store(gl.where((n < real)[:, None], part.load(LAYOUT), 0.0))
 
 
+@cache
+def _layout(columns: int, block: int, dtype: torch.dtype) -> gl.NVMMASharedLayout:
+    return gl.NVMMASharedLayout.get_default_for([block, columns], _DTYPES[dtype])
+
+
 def _described(tensor: Tensor, columns: int, block: int) -> TensorDescriptor:
     """A matrix in blocks of ``block`` rows and ``columns`` columns, for the bulk copy engine."""
-    shape = [block, columns]
-    layout = gl.NVMMASharedLayout.get_default_for(shape, _DTYPES[tensor.dtype])
-    return TensorDescriptor.from_tensor(tensor, shape, layout)
+    layout = _layout(columns, block, tensor.dtype)
+    return TensorDescriptor.from_tensor(tensor, [block, columns], layout)
 
 
 def launch(
