@@ -22,18 +22,21 @@ test: install-dev $(VENV)/.site ## The default suite: no GPU, no network, under 
 	$(PYTEST) -m "not slow and not gpu and not net"
 
 # In their own order: sorted by their number, modules of one long test would come last and alone.
-# The browser's tests alone and one by one: Playwright's loop of events would run on in a worker that
-# others share, and a page has a server, an engine and a browser beside it.
+# The browser's tests apart: Playwright's loop of events would run on in a worker that others share.
+# Those that time frames alone: a page has a server, an engine and a browser beside it.
+SLOW := -m "slow and not gpu and not net"
+FRAMES := tests/site/test_performance.py
 test-all: install-dev $(VENV)/.site ## The default suite's slow companions
-	$(PYTEST) --no-loadscope-reorder -m "slow and not gpu and not net" --ignore tests/site
-	$(PYTEST) -n 0 -m "slow and not gpu and not net" tests/site
+	$(PYTEST) --no-loadscope-reorder $(SLOW) --ignore tests/site
+	$(PYTEST) --no-loadscope-reorder $(SLOW) tests/site --ignore $(FRAMES)
+	$(PYTEST) -n 0 $(SLOW) $(FRAMES)
 
+# Types and the website side by side: either leaves a core idle for most of its time.
 check: install-dev ## Format, lint, types, import layers, the website's own checks, then the default suite
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) check-web
+	$(BIN)/mypy & types=$$!; $(MAKE) check-web; web=$$?; wait $$types && exit $$web
 	$(MAKE) test
 
 check-web: $(VENV)/.web-checked ## The website: format, lint, types, unit tests; nothing where nothing changed

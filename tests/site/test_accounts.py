@@ -130,6 +130,8 @@ def keys_are_made_limited_and_revoked(page: Page, platform: Running) -> None:
     row.get_by_role("button", name="Revoke notebook").click()
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked")
+    # The button that had focus is gone: Tab goes on from the page's content, not from its top.
+    expect(page.locator("#main")).to_be_focused()
     assert asked(platform, secret) == 401
 
 
