@@ -213,14 +213,14 @@ def draw(path: Path, lines: Sequence[Line], machine: Machine) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_yticks(places, [line.row.work for line, _ in found])
     axes.invert_yaxis()
-    axes.set_xlim(0, max(*ratios, 1) * 1.45)
+    axes.set_xlim(0, max(*ratios, 1) * 1.6)  # room for the longest note
     for place, (line, ratio) in enumerate(found):
         assert line.best is not None and line.own.median is not None
         theirs = line.peers[line.best].median
         note = f"{ratio:.2f}x   {line.own.median:,.3g} / {theirs:,.3g} {line.row.unit} {line.best}"
         axes.text(max(ratio, 1), place, f" {note}", va="center", fontsize=8)
     axes.set_xlabel("dsv2 over the best peer; right of the line dsv2 is better")
-    axes.set_title(
+    figure.suptitle(  # over the whole width, where names of machines have room
         f"DeepSeek-V2-Lite's shape on {machine.machine}, {machine.threads} threads, {machine.date}",
         fontsize=10,
     )
