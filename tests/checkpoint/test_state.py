@@ -84,6 +84,8 @@ def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
         survived.add(any(".tmp-" in name for name in os.listdir(tmp_path)))
         found = check_whole(tmp_path) or 0
         assert found >= step
+        # A disk that others use too takes its time: children that save nothing live longer.
+        one *= 1.2 if found == step else 0.95
         step = found
 
 
