@@ -15,13 +15,8 @@ from tests.kernels.triton.place import DEVICE, draw
 pytest.importorskip("triton")
 
 from dsv2.kernels.triton.linear import add_product, product, wide_product
-from dsv2.kernels.triton.quant_vector import (
-    Cut,
-    add_experts,
-    has_codes,
-    takes_shared,
-    vector_product,
-)
+from dsv2.kernels.triton.quant_experts import add_experts, has_codes, takes_shared
+from dsv2.kernels.triton.quant_vector import Cut, vector_product
 from tests.kernels.triton.test_quant_product import experts_of, matrix, wide
 
 FORMATS = ("int4", "int8")

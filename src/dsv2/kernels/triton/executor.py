@@ -37,8 +37,8 @@ from dsv2.kernels.triton.linear import (
     wide_product,
 )
 from dsv2.kernels.triton.norm_rows import norm_rows
+from dsv2.kernels.triton.quant_experts import add_experts, has_codes, takes_shared
 from dsv2.kernels.triton.quant_product import run_quant_experts
-from dsv2.kernels.triton.quant_vector import add_experts, has_codes, takes_shared
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.kernels.triton.vector_experts import experts_vector
 from dsv2.ragged import RaggedBatch
