@@ -80,10 +80,10 @@ def _model_bench(
     if on_gpu:
         # By name: what auto falls back to without a fast executor would be measured unasked.
         executor, own = make_executor("triton", "cuda", threads, deterministic=False), "bfloat16"
-        # Codes are multiplied as bfloat16.
-        measure = lambda kind: measure_device(  # noqa: E731
-            place, NAMED_DTYPES.get(kind, NAMED_DTYPES["bfloat16"])
-        )
+
+        def measure(kind: str) -> Roof:
+            # Beside codes a prompt's activations are bfloat16.
+            return measure_device(place, NAMED_DTYPES.get(kind, NAMED_DTYPES["bfloat16"]))
     else:
         from dsv2.kernels.cpu import CpuExecutor
 

@@ -87,7 +87,7 @@ def step_bytes(
                 float(torch.Size(shape).numel()) * dtype.itemsize for shape, dtype in parts.values()
             )
     else:
-        wide = {"float32": 4.0}.get(weights, 2.0)
+        wide = {"float32": 4.0, "bfloat16": 2.0, FP8: 2.0}[weights]
         for name, shape in parameter_shapes(config).items():
             # One byte and the scale of its block; what fp8 leaves alone is bfloat16.
             width = 1 + 4 / FP8_BLOCK**2 if weights == FP8 and is_fp8(name, shape) else wide

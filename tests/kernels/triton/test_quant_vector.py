@@ -15,7 +15,7 @@ from tests.kernels.triton.place import DEVICE, draw
 pytest.importorskip("triton")
 
 from dsv2.kernels.triton.linear import add_product, product, wide_product
-from dsv2.kernels.triton.quant_experts import add_experts, has_codes, takes_shared
+from dsv2.kernels.triton.quant_experts import add_experts, common_scheme, takes_shared
 from dsv2.kernels.triton.quant_vector import Cut, vector_product
 from tests.kernels.triton.test_quant_product import experts_of, matrix, wide
 
@@ -114,10 +114,15 @@ def test_what_is_taken_out_may_be_nan() -> None:
 
 def test_formats_that_differ_are_not_taken_together() -> None:
     four, eight = experts_of(2, 64, 64, "int4"), experts_of(2, 64, 64, "int8")
-    assert has_codes(four) and has_codes(eight)
+    assert (common_scheme(four), common_scheme(eight)) == FORMATS
     assert not takes_shared(four, eight)
-    assert not has_codes(Mlp(four.w_gate, eight.w_up, four.w_down))
-    assert not has_codes(experts_of(2, 128, 128, "fp8"))
+    assert common_scheme(Mlp(four.w_gate, eight.w_up, four.w_down)) is None
+    blocks = experts_of(2, 128, 128, "fp8")
+    assert common_scheme(blocks) is None
+    ids = torch.zeros(1, 1, dtype=torch.int32, device=DEVICE)
+    row = torch.zeros(1, 128, device=DEVICE)
+    with pytest.raises(TypeError, match="4 or 8 bits"):
+        add_experts(row, row, ids, ids.float(), blocks, None)
     assert not takes_shared(experts_of(2, 64, 128, "int4"), four)
 
 

@@ -37,7 +37,7 @@ from dsv2.kernels.triton.linear import (
     wide_product,
 )
 from dsv2.kernels.triton.norm_rows import norm_rows
-from dsv2.kernels.triton.quant_experts import add_experts, has_codes, takes_shared
+from dsv2.kernels.triton.quant_experts import add_experts, common_scheme, takes_shared
 from dsv2.kernels.triton.quant_product import run_quant_experts
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.kernels.triton.vector_experts import experts_vector
@@ -315,7 +315,7 @@ class TritonExecutor:
             normed = norm_rows(x, handle.norm, handle.eps, handle.dtype)
             logits = wide_product(normed, handle.router, deterministic=fixed)
         ids, gates = choose_experts(logits, handle.routing, handle.bias)
-        if isinstance(experts, Mlp) and self._is_few(x) and has_codes(experts):
+        if isinstance(experts, Mlp) and self._is_few(x) and common_scheme(experts):
             beside = shared if isinstance(shared, Mlp) and takes_shared(experts, shared) else None
             add_experts(x, normed, ids, gates, experts, beside)
             if beside is not None:
@@ -339,14 +339,15 @@ class TritonExecutor:
         """``into`` plus one expert that every token takes."""
         fixed = self.deterministic
         up, gate, down = weights.w_up, weights.w_gate, weights.w_down
-        ids, gates = (part[: x.shape[0]] for part in self._everybody)
-        if isinstance(weights, Mlp) and self._is_few(x) and has_codes(weights):
-            add_experts(into, x, ids, gates, weights, None)
-            return
-        if isinstance(weights, ExpertWeights):
-            if self._is_few(x):
+        if self._is_few(x):
+            ids, gates = (part[: x.shape[0]] for part in self._everybody)
+            if isinstance(weights, ExpertWeights):
                 experts_vector(x, ids, gates, weights, into=into)
                 return
+            if common_scheme(weights):
+                add_experts(into, x, ids, gates, weights, None)
+                return
+        if isinstance(weights, ExpertWeights):
             up, gate, down = (part[0] for part in (up, gate, down))
         add_product(
             into, gated_product(x, up, gate, deterministic=fixed), down, deterministic=fixed

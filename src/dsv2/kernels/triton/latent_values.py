@@ -12,7 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
-from dsv2.kernels.triton.mla_decode import Splits, mix_splits
+from dsv2.kernels.triton.mla_decode import Splits
+from dsv2.kernels.triton.mla_mix import mix_splits
 
 MOST_SPLITS = 64
 """Up to so many splits are worth mixing more than once."""

@@ -41,6 +41,7 @@ from dsv2.kernels.triton.launch import (
     precision,
     wait,
 )
+from dsv2.kernels.triton.mla_mix import combine_splits
 from dsv2.shapes import BLOCK_SIZE, check
 
 _PLAIN = LatentFormat("plain", torch.float32)
@@ -226,57 +227,6 @@ def _decode(
             tl.store(spot + WIDTH, acc_d.to(out.dtype.element_ty), mask=o_mask)
 
 
-@triton.jit
-def mix_splits(
-    parts, lse, row, c, part_stride, num_splits,
-    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, AHEAD: tl.constexpr,
-):  # fmt: skip
-    """Columns ``c`` of one row's splits, mixed by their share of the softmax sum, in fp32.
-
-    GROUP splits at a time, in order. AHEAD reads a split before it is known to have keys: sooner,
-    but of many empty ones too much.
-    """
-    g = tl.arange(0, GROUP)
-    acc = tl.zeros([COLUMNS], dtype=tl.float32)
-    mass = 0.0
-    top = float("-inf")
-    for start in range(0, num_splits, GROUP):
-        split = start + g
-        level = tl.load(
-            lse + split.to(tl.int64) * part_stride + row, mask=split < num_splits,
-            other=float("-inf"),
-        )  # fmt: skip
-        new_top = tl.maximum(top, tl.max(level, 0))
-        safe = tl.where(new_top == float("-inf"), 0.0, new_top)
-        share = tl.exp2(level - safe)  # GROUP
-        fade = tl.exp2(top - safe)
-        where = (split.to(tl.int64) * part_stride + row)[:, None] * C + c[None, :]
-        some = (level > float("-inf"))[:, None]
-        mask = (c < C)[None, :]
-        if AHEAD:
-            part = tl.load(parts + where, mask=mask & (split < num_splits)[:, None], other=0.0)
-            part = tl.where(some, part, 0.0)  # what was never written may be NaN
-        else:
-            part = tl.load(parts + where, mask=mask & some, other=0.0)  # GROUP COLUMNS
-        acc = acc * fade + tl.sum(part * share[:, None], 0)
-        mass = mass * fade + tl.sum(share, 0)
-        top = new_top
-    return tl.where(mass > 0, acc / tl.where(mass > 0, mass, 1.0), 0.0)
-
-
-@triton.jit
-def _combine(
-    parts, lse, out, part_stride, num_splits,
-    C: tl.constexpr, COLUMNS: tl.constexpr, GROUP: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    c = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    if EARLY:
-        wait()
-    result = mix_splits(parts, lse, row, c, part_stride, num_splits, C, COLUMNS, GROUP, False)
-    tl.store(out + row * C + c, result.to(out.dtype.element_ty), mask=c < C)
-
-
 def num_splits(
     sequences: int, row_blocks: int, max_kv: int, tiles: DecodeTiles, processors: int
 ) -> int:
@@ -426,7 +376,7 @@ def decode_latent(
     # How many are mixed at once is a matter of the last bit.
     group = 16 if deterministic else min(16, 1 << (splits - 1).bit_length())
     with on_device(out):
-        _combine[(tokens * heads, -(-latent // columns))](
+        combine_splits[(tokens * heads, -(-latent // columns))](
             found.parts, found.lse, out, tokens * heads, splits,
             C=latent, COLUMNS=columns, GROUP=group, num_warps=4, num_stages=1, **overlaps(out),
         )  # fmt: skip

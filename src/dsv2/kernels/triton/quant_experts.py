@@ -147,13 +147,9 @@ def add_experts(
         gate_up: how the first product is cut.
         down: how the second is.
     """
-    gate, up, last = experts.w_gate, experts.w_up, experts.w_down
+    gate, up, last = _codes_of(experts)
     beside = experts if shared is None else shared
-    assert isinstance(gate, QuantTensor) and isinstance(up, QuantTensor)
-    assert isinstance(last, QuantTensor)
-    s_gate, s_up, s_last = beside.w_gate, beside.w_up, beside.w_down
-    assert isinstance(s_gate, QuantTensor) and isinstance(s_up, QuantTensor)
-    assert isinstance(s_last, QuantTensor)
+    s_gate, s_up, s_last = _codes_of(beside)
     (tokens, width), inner, repeats = x.shape, up.shape[-2], ids.shape[1]
     extra = 0 if shared is None else s_up.shape[-2] // inner
     pairs = tokens * (repeats + extra)
@@ -182,22 +178,27 @@ def add_experts(
         )  # fmt: skip
 
 
-def has_codes(mlp: Mlp) -> bool:
-    """Whether all three matrices have codes that these kernels know, in one format."""
+def _codes_of(mlp: Mlp) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
+    gate, up, down = mlp.w_gate, mlp.w_up, mlp.w_down
+    if not (
+        isinstance(gate, QuantTensor)
+        and isinstance(up, QuantTensor)
+        and isinstance(down, QuantTensor)
+    ):
+        kinds = ", ".join(type(one).__name__ for one in (gate, up, down))
+        raise TypeError(f"weights of 4 or 8 bits are needed, got {kinds}")
+    return gate, up, down
+
+
+def common_scheme(mlp: Mlp) -> str | None:
+    """The scheme of all three matrices; None where these kernels do not know their formats."""
     parts = (mlp.w_gate, mlp.w_up, mlp.w_down)
-    return len({one.scheme for one in parts if isinstance(one, QuantTensor)}) == 1 and all(
-        isinstance(one, QuantTensor) for one in parts
-    )
+    schemes = {one.scheme if isinstance(one, QuantTensor) else None for one in parts}
+    return schemes.pop() if len(schemes) == 1 else None
 
 
 def takes_shared(experts: Mlp, shared: Mlp) -> bool:
     """Whether shared experts are whole experts of the same format, to come along."""
-    one, other = experts.w_up, shared.w_up
-    return (
-        has_codes(experts)
-        and has_codes(shared)
-        and isinstance(one, QuantTensor)
-        and isinstance(other, QuantTensor)
-        and one.scheme == other.scheme
-        and other.shape[-2] % one.shape[-2] == 0
-    )
+    scheme = common_scheme(experts)
+    is_whole = shared.w_up.shape[-2] % experts.w_up.shape[-2] == 0
+    return scheme is not None and scheme == common_scheme(shared) and is_whole
