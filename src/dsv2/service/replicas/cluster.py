@@ -73,8 +73,14 @@ async def connected(address: str, **more: Any) -> AsyncGenerator[Cluster]:
     """
     ray = load_ray()
     if address == "local":
-        # Nobody else's to reach.
-        more = {"include_dashboard": False, "_node_ip_address": "127.0.0.1", **more}
+        # Nobody else's to reach, and engines as urgent as they are without Ray, which would start
+        # them with a niceness of 15.
+        more = {
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "_system_config": {"worker_niceness": 0},
+            **more,
+        }
 
     def connect() -> None:
         # In a thread, where Ray leaves our signals alone.
