@@ -199,7 +199,8 @@ void Attention<V, bf16>::plan(int threads) {
   const size_t plain_words = Kernel::kScratch + kPage * page_stride();
   const size_t coded_words =
       Bytes::kScratch + static_cast<size_t>(kPage) * (layout_.groups_all + layout_.codes_all / 4);
-  scratch_words_ = (coded_words > plain_words ? coded_words : plain_words) + V::kTile * padded<V>(*layer_.w_uv);
+  const size_t widest = padded<V>(*layer_.w_uv), row = widest > kUnit * kLanes ? widest : kUnit * kLanes;
+  scratch_words_ = (coded_words > plain_words ? coded_words : plain_words) + widest_tile<V>() * row;
   if (absorbed_ > 0) {
     tiles_ = arena_.take<Tile>(tiles);
     for (int b = 0, row = 0; b < batch_.sequences; ++b) {
@@ -304,7 +305,7 @@ void Attention<V, bf16>::finish(Team& team) const {
   });
   const Matrix& wo = *layer_.wo;
   team.each(units(wo), 1, [&](int64_t first, int64_t last) {
-    alignas(64) float out[V::kTile * kUnit * kLanes];
+    alignas(64) float out[widest_tile<V>() * kUnit * kLanes];
     const size_t stride = kUnit * kLanes;
     for (int64_t u = first; u < last; ++u) {
       const int from = u * kUnit, to = smaller(from + kUnit, wo.blocks), row0 = from * kLanes;

@@ -35,6 +35,7 @@ class Backend {
 
 // The machine's best is the first of these that is not null; each is null where the processor or
 // the build lacks it.
+const Backend* amx_backend();
 const Backend* avx512_bf16_backend();
 const Backend* avx512_backend();
 const Backend* avx2_backend();

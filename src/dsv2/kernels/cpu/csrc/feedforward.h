@@ -24,7 +24,7 @@ template <class V>
 void gate_up(const Segment& s, int unit, float* scratch) {
   constexpr size_t kRow = kUnit * kLanes;
   const int from = unit * kUnit, to = from + kUnit < s.gate->blocks ? from + kUnit : s.gate->blocks;
-  float *gate = scratch, *up = scratch + V::kTile * kRow;
+  float *gate = scratch, *up = scratch + widest_tile<V>() * kRow;
   for (int chunk = 0; chunk < s.in.chunks.count; ++chunk) {
     multiply<V>(*s.gate, s.item, from, to, s.in, chunk, gate, kRow);
     multiply<V>(*s.up, s.item, from, to, s.in, chunk, up, kRow);
@@ -192,7 +192,7 @@ class FeedForward {
     gate_starts_[0] = down_starts_[0] = 0;
     in_ = Panels::make<V>(arena_, tokens_, hidden_, in);
     stride_ = static_cast<size_t>(ceil_div(hidden_, kLanes)) * kLanes;
-    const size_t tiles = 2u * V::kTile * kUnit * kLanes;
+    const size_t tiles = 2u * widest_tile<V>() * kUnit * kLanes;
     scratch_words_ = (tiles > static_cast<size_t>(hidden_) ? tiles : hidden_) + 2 * 1024 + 64;
   }
 
@@ -259,7 +259,7 @@ class FeedForward {
       for (int64_t i = first; i < last; ++i) {
         const Segment& s = segments_[i + shared];
         const int start = s.first - shared_rows_;
-        for (int n = 0; n < s.in.chunks.tokens; ++n) copy_token(in_, owners_[start + n], s.in, n);
+        for (int n = 0; n < s.in.chunks.tokens; ++n) copy_token<V>(in_, owners_[start + n], s.in, n);
       }
     });
   }

@@ -26,22 +26,22 @@ class Instance final : public Backend {
     if constexpr (V::kBf16) {
       if (cache.format != Format::kF32) {
         const Attention<V, true> work(layer, batch, cache, x, arena, pool.threads());
-        pool.run(work);
+        pool.run([&](Team& team) { run(work, team); });
         return;
       }
     }
     const Attention<V, false> work(layer, batch, cache, x, arena, pool.threads());
-    pool.run(work);
+    pool.run([&](Team& team) { run(work, team); });
   }
 
   void mlp(const MlpLayer& layer, int tokens, float* x, Arena& arena, Pool& pool) const override {
     FeedForward<V> work(layer, tokens, x, arena, pool.threads());
-    pool.run([&](Team& team) { work(team); });
+    pool.run([&](Team& team) { run(work, team); });
   }
 
   void moe(const MoeLayer& layer, int tokens, float* x, Arena& arena, Pool& pool) const override {
     FeedForward<V> work(layer, tokens, x, arena, pool.threads());
-    pool.run([&](Team& team) { work(team); });
+    pool.run([&](Team& team) { run(work, team); });
   }
 
   void linear(const Matrix& w, const float* norm, float eps, int tokens, const float* x, float* out,
@@ -65,6 +65,7 @@ class Instance final : public Backend {
       team.each(units(w), 1, [&](int64_t first, int64_t last) {
         for (int64_t u = first; u < last; ++u) multiply_unit<V>(w, 0, u, in, wide, stride);
       });
+      V::leave();
       if (direct) return;
       team.each(tokens, 1, [&](int64_t first, int64_t last) {
         for (int64_t t = first; t < last; ++t) {
@@ -93,6 +94,12 @@ class Instance final : public Backend {
   }
 
  private:
+  template <class Work>
+  static void run(Work& work, Team& team) {
+    work(team);
+    V::leave();
+  }
+
   const char* name_;
 };
 

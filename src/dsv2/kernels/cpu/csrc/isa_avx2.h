@@ -66,6 +66,8 @@ struct Avx2 {
   static constexpr int kTile = 8;
   static constexpr int kFloatTile = 4;
   using Part = Avx2Half;
+  static constexpr bool kMatrixUnit = false;
+  static void leave() {}
 
   struct F {
     __m256 a, b;

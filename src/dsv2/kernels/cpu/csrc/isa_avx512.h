@@ -16,6 +16,8 @@ struct Avx512 {
   static constexpr int kTile = 12;         // tokens multiplied per pass over a block of bytes
   static constexpr int kFloatTile = 12;    // ... of bf16 or fp32
   static constexpr int kPartLanes = 16;
+  static constexpr bool kMatrixUnit = false;
+  static void leave() {}
   using Part = Avx512;
 
   using F = __m512;   // 16 fp32

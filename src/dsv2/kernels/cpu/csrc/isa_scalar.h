@@ -15,6 +15,8 @@ struct Scalar {
   static constexpr int kTile = 4;
   static constexpr int kFloatTile = 4;
   static constexpr int kPartLanes = 16;
+  static constexpr bool kMatrixUnit = false;
+  static void leave() {}
   using Part = Scalar;
 
   struct F {

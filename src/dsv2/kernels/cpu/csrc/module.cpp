@@ -138,7 +138,7 @@ using OwnedMoe = Owned<MoeLayer>;
 
 std::vector<const Backend*> backends() {
   std::vector<const Backend*> found;
-  for (const Backend* one : {avx512_bf16_backend(), avx512_backend(), avx2_backend(), scalar_backend()}) {
+  for (const Backend* one : {amx_backend(), avx512_bf16_backend(), avx512_backend(), avx2_backend(), scalar_backend()}) {
     if (one != nullptr) found.push_back(one);
   }
   return found;

@@ -54,10 +54,46 @@ int32_t probe_rounds(int rounds, Start start, Step step, End end) {
   return total;
 }
 
+// Operations of a round of products on a matrix unit, whole tiles, and a thread's rounds of them.
+template <class V>
+double tiles_per_round(Format format) {
+  return 4.0 * kLanes * kLanes * (format == Format::kBf16 ? 32 : 64);
+}
+template <class V>
+void probe_tiles(Format format, int rounds) {
+  alignas(64) static const uint8_t nothing[1024] = {};
+  V::shape({16, 16});
+  V::template tile_load<4>(nothing, 64);
+  V::template tile_load<5>(nothing, 64);
+  V::template tile_load<6>(nothing, 64);
+  V::template tile_load<7>(nothing, 64);
+  for (int r = 0; r < rounds; ++r) {
+    if (format == Format::kBf16) {
+      V::template tile_halves<0, 4, 6>();
+      V::template tile_halves<1, 4, 7>();
+      V::template tile_halves<2, 5, 6>();
+      V::template tile_halves<3, 5, 7>();
+    } else {
+      V::template tile_bytes<0, 4, 6, true, true>();
+      V::template tile_bytes<1, 4, 7, true, true>();
+      V::template tile_bytes<2, 5, 6, true, true>();
+      V::template tile_bytes<3, 5, 7, true, true>();
+    }
+  }
+  V::leave();
+}
+
 // Operations (a multiply and an add are two) per second of the dot product for a format, on
 // registers alone.
 template <class V>
 double probe_multiply(Format format, int rounds, Pool& pool) {
+  if constexpr (V::kMatrixUnit) {
+    if (format != Format::kF32) {
+      const auto start = std::chrono::steady_clock::now();
+      pool.run([&](Team&) { probe_tiles<V>(format, rounds); });
+      return 2.0 * tiles_per_round<V>(format) * rounds * pool.threads() / seconds_since(start);
+    }
+  }
   using W = typename V::Part;
   const bool levels = format == Format::kInt4, bytes = format == Format::kInt8;
   const bool halves = format == Format::kBf16 && V::kBf16;

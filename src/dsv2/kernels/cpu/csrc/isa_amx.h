@@ -1,0 +1,121 @@
+// AVX-512 with BF16, and AMX: a matrix unit that multiplies tiles of up to 16 rows of 64 bytes.
+//
+// Tiles 0 to 3 are sums, 4 and 5 activations (or keys), 6 and 7 weights (or queries, or values). The
+// unit takes the same time for 9 to 16 rows, and about half of it for up to 8 rows and half a step.
+#pragma once
+
+#include <cstdint>
+
+#include "isa_avx512.h"
+
+namespace dsv2 {
+
+// What the tiles of a thread are set up for.
+struct TileShape {
+  int rows = 0;   // of sums and of activations
+  int words = 0;  // of 4 bytes in a row of activations: as many rows as weights have
+  bool operator==(const TileShape&) const = default;
+};
+
+struct Amx : Avx512<true> {
+  static constexpr bool kMatrixUnit = true;
+  static constexpr int kFewest = 4;       // tokens in bytes from which on the unit is faster
+  static constexpr int kByteTokens = 64;  // levels are unpacked once for so many
+  static constexpr int kHalfTokens = 32;
+  using Part = Avx512<true>;
+
+  // Sets up this thread's tiles and zeroes them, unless they have this shape.
+  static void shape(TileShape wanted) {
+    if (current() == wanted) return;
+    struct alignas(64) {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {};
+      uint8_t rows[16] = {};
+    } config;
+    for (int tile = 0; tile < 8; ++tile) {
+      const bool is_activation = tile == 4 || tile == 5, is_weight = tile > 5;
+      config.rows[tile] = static_cast<uint8_t>(is_weight ? wanted.words : wanted.rows);
+      config.row_bytes[tile] = static_cast<uint16_t>(is_activation ? 4 * wanted.words : 64);
+    }
+    asm volatile("ldtilecfg %0" : : "m"(config));
+    current() = wanted;
+  }
+  // Gives the unit back: others of this thread may set it up for themselves, and an idle thread's
+  // tiles need not be saved.
+  static void leave() {
+    if (current() == TileShape{}) return;
+    asm volatile("tilerelease");
+    current() = {};
+  }
+
+  // Spelt out, since the compiler's own do not take a tile's number from a template, and the loads
+  // of some do not say that they read memory.
+  template <int tile>
+  static void tile_zero() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+  }
+  template <int tile>
+  static void tile_load(const void* start, size_t stride) {
+    asm volatile("tileloadd (%1,%2,1), %%tmm%c0" : : "i"(tile), "r"(start), "r"(stride) : "memory");
+  }
+  template <int tile>
+  static void tile_store(void* start, size_t stride) {
+    asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(tile), "r"(start), "r"(stride) : "memory");
+  }
+  // sum[m][n] += the products of a[m] and b's column n: pairs of bf16, or fours of bytes.
+  template <int sum, int a, int b>
+  static void tile_halves() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+  }
+  template <int sum, int a, int b, bool signed_a, bool signed_b>
+  static void tile_bytes() {
+    if constexpr (signed_a && signed_b) {
+      asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    } else if constexpr (signed_a) {
+      asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    } else {
+      static_assert(signed_b);
+      asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    }
+  }
+
+  // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles, signed.
+  static I levels() {
+    return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebook)));
+  }
+
+  // Lane i of vector k becomes lane k of vector i.
+  static void transpose(I* rows) {
+    I even[16];
+    for (int i = 0; i < 16; i += 2) {
+      even[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+      even[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+      rows[i] = _mm512_unpacklo_epi64(even[i], even[i + 2]);
+      rows[i + 1] = _mm512_unpackhi_epi64(even[i], even[i + 2]);
+      rows[i + 2] = _mm512_unpacklo_epi64(even[i + 1], even[i + 3]);
+      rows[i + 3] = _mm512_unpackhi_epi64(even[i + 1], even[i + 3]);
+    }
+    for (int i = 0; i < 4; ++i) {
+      even[i] = _mm512_shuffle_i32x4(rows[i], rows[4 + i], 0x88);
+      even[4 + i] = _mm512_shuffle_i32x4(rows[i], rows[4 + i], 0xdd);
+      even[8 + i] = _mm512_shuffle_i32x4(rows[8 + i], rows[12 + i], 0x88);
+      even[12 + i] = _mm512_shuffle_i32x4(rows[8 + i], rows[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; ++i) {
+      rows[i] = _mm512_shuffle_i32x4(even[i], even[8 + i], 0x88);
+      rows[4 + i] = _mm512_shuffle_i32x4(even[4 + i], even[12 + i], 0x88);
+      rows[8 + i] = _mm512_shuffle_i32x4(even[i], even[8 + i], 0xdd);
+      rows[12 + i] = _mm512_shuffle_i32x4(even[4 + i], even[12 + i], 0xdd);
+    }
+  }
+
+ private:
+  static TileShape& current() {
+    static thread_local TileShape shape;
+    return shape;
+  }
+};
+
+}  // namespace dsv2
