@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "elementwise.h"
+#include "flash_tiles.h"
 #include "types.h"
 
 namespace dsv2 {
@@ -119,6 +120,15 @@ struct Flash {
                     const int32_t* limits, int smallest_limit, int rows, float scale,
                     const TileState& state, float* scratch) {
     float* s = scratch;
+    alignas(64) float factors[kLanes];
+    if constexpr (bf16 && V::kMatrixUnit) {
+      if (FlashTiles<V>::takes(width)) {
+        FlashTiles<V>::scores(query, width, keys, key_stride, count, s);
+        soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
+        FlashTiles<V>::mix(s, values_in, value_stride, values, count, factors, state.o);
+        return;
+      }
+    }
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
@@ -126,7 +136,6 @@ struct Flash {
     }
     for (; n < count; ++n) scores<1>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
 
-    alignas(64) float factors[kLanes];
     soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
     if constexpr (bf16) {
       int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);  // [count/2][16] pairs

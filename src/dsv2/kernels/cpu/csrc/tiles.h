@@ -4,9 +4,14 @@
 // a tile. A chunk's tiles of tokens have one height; the last begins early enough, and computes the
 // same numbers again for tokens that the one before it had. Sums are those of matmul.h: in bytes bit
 // for bit those of vector instructions, in bf16 the unit's own for every number of tokens.
+//
+// Tiles that come from the second level of cache cost more than their product. So a unit of blocks
+// and a chunk of tokens meet slab by slab of a few columns, which stay in the first level, and sums
+// wait in between.
 #pragma once
 
 #include <cstring>
+#include <type_traits>
 
 #include "blocks.h"
 
@@ -15,6 +20,9 @@ namespace {
 
 constexpr size_t kTileBytes = 1024;
 constexpr int kTileRows = 16;
+constexpr size_t kTileSums = kTileRows * kLanes;
+constexpr int kSlab = 4;       // steps of bf16, or groups, that are multiplied at once
+constexpr int kMostTiles = 4;  // of tokens in a chunk
 
 // Tiles of equal height over a chunk.
 struct Heights {
@@ -27,115 +35,140 @@ struct Heights {
   }
 };
 
-// bf16: R blocks times tiles of tokens; R is 4 for one tile, 2 for a pair of them, or 1.
-template <class V, int R, bool pair>
-void tile_halves(const Block& block, const int32_t* x, int width, int second, float* out, size_t stride) {
-  constexpr int kWords = 16;  // a step: 32 columns
-  const int steps = (block.steps + kWords - 1) / kWords, rest = block.steps % kWords;
-  alignas(64) uint8_t padded[R][kTileBytes];
-  if (rest) {
-    for (int r = 0; r < R; ++r) {
-      const size_t bytes = static_cast<size_t>(rest) * 64;
-      std::memcpy(padded[r], block.data + r * block.stride + static_cast<size_t>(steps - 1) * kTileBytes, bytes);
-      std::memset(padded[r] + bytes, 0, kTileBytes - bytes);
-    }
+// What a unit of blocks [first, first + count) and a chunk have in common.
+struct TileWork {
+  Block blocks[kUnit];
+  int count;
+  Heights heights;
+  Panel x;
+  float* out;
+  size_t stride;
+
+  TileWork(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
+           size_t stride)
+      : count(last - first < kUnit ? last - first : kUnit), heights(width), x(panel), out(out), stride(stride) {
+    for (int i = 0; i < count; ++i) blocks[i] = block_of(w, item, first + i);
   }
-  V::template tile_zero<0>();
-  V::template tile_zero<1>();
-  V::template tile_zero<2>();
-  V::template tile_zero<3>();
-  for (int s = 0; s < steps; ++s) {
-    const int32_t* tokens = x + static_cast<size_t>(s) * kWords * width;
-    const auto weights = [&](int r) {
-      return rest && s + 1 == steps ? padded[r]
-                                    : block.data + r * block.stride + static_cast<size_t>(s) * kTileBytes;
-    };
-    V::template tile_load<4>(tokens, 64);
-    if constexpr (pair) V::template tile_load<5>(tokens + second * kWords, 64);
-    for (int r = 0; r < R; ++r) {
-      const uint8_t* ahead = block.data + r * block.stride + static_cast<size_t>(s) * kTileBytes + kAhead;
-      for (int line = 0; line < kWords; ++line) V::prefetch(ahead + line * 64);
+  float* place(int block, int tile) const { return out + heights.start(tile) * stride + block * kLanes; }
+};
+
+// Steps [first, last) of R blocks times one tile of tokens or a `pair` of them, in bf16. R is at most
+// 2 for a pair, or 4. Sums begin with those of `partial`, unless it is null, and go to `out` (tile by
+// tile `below` apart, block by block `beside`).
+template <class V, int R, bool pair>
+void tile_halves(const uint8_t* const* weights, const int32_t* x, const int32_t* x2, size_t step, int steps,
+                 const float* partial, float* out, float* below, size_t beside, size_t stride) {
+  static_assert(R <= (pair ? 2 : 4));
+  const auto each_sum = [&](auto whole) {
+    whole(std::integral_constant<int, 0>{}, 0, 0);
+    if constexpr (R > 1) whole(std::integral_constant<int, 1>{}, 1, 0);
+    if constexpr (pair) {
+      whole(std::integral_constant<int, 2>{}, 0, 1);
+      if constexpr (R > 1) whole(std::integral_constant<int, 3>{}, 1, 1);
+    } else {
+      if constexpr (R > 2) whole(std::integral_constant<int, 2>{}, 2, 0);
+      if constexpr (R > 3) whole(std::integral_constant<int, 3>{}, 3, 0);
     }
-    V::template tile_load<6>(weights(0), 64);
+  };
+  each_sum([&](auto tile, int r, int t) {
+    if (partial) {
+      V::template tile_load<tile>(partial + (t * kUnit + r) * kTileSums, 64);
+    } else {
+      V::template tile_zero<tile>();
+    }
+  });
+  for (int s = 0; s < steps; ++s, x += step, x2 += step) {
+    const size_t at = static_cast<size_t>(s) * kTileBytes;
+    V::template tile_load<4>(x, 64);
+    V::template tile_load<6>(weights[0] + at, 64);
     V::template tile_halves<0, 4, 6>();
     if constexpr (R > 1) {
-      V::template tile_load<7>(weights(1), 64);
+      V::template tile_load<7>(weights[1] + at, 64);
       V::template tile_halves<1, 4, 7>();
     }
     if constexpr (pair) {
+      V::template tile_load<5>(x2, 64);
       V::template tile_halves<2, 5, 6>();
       if constexpr (R > 1) V::template tile_halves<3, 5, 7>();
     } else if constexpr (R > 2) {
-      V::template tile_load<6>(weights(2), 64);
+      V::template tile_load<6>(weights[2] + at, 64);
       V::template tile_halves<2, 4, 6>();
-      V::template tile_load<7>(weights(3), 64);
-      V::template tile_halves<3, 4, 7>();
-    }
-  }
-  const size_t bytes = stride * sizeof(float);
-  V::template tile_store<0>(out, bytes);
-  if constexpr (R > 1) V::template tile_store<1>(out + kLanes, bytes);
-  if constexpr (pair) {
-    float* below = out + second * stride;
-    V::template tile_store<2>(below, bytes);
-    if constexpr (R > 1) V::template tile_store<3>(below + kLanes, bytes);
-  } else if constexpr (R > 2) {
-    V::template tile_store<2>(out + 2 * kLanes, bytes);
-    V::template tile_store<3>(out + 3 * kLanes, bytes);
-  }
-}
-
-template <class V>
-void multiply_halves(const Matrix& w, int item, int first, int last, const Panel& panel, int width,
-                     float* out, size_t stride) {
-  const Heights heights(width);
-  const int second = heights.start(heights.count - 1);
-  V::shape({heights.rows, 16});
-  for (int block = first; block < last;) {
-    const Block b = block_of(w, item, block);
-    float* place = out + (block - first) * kLanes;
-    const int left = last - block;
-    if (heights.count == 2) {
-      if (left >= 2) {
-        tile_halves<V, 2, true>(b, panel.data, width, second, place, stride);
-      } else {
-        tile_halves<V, 1, true>(b, panel.data, width, second, place, stride);
+      if constexpr (R > 3) {
+        V::template tile_load<7>(weights[3] + at, 64);
+        V::template tile_halves<3, 4, 7>();
       }
-      block += left >= 2 ? 2 : 1;
-    } else if (left >= 4) {
-      tile_halves<V, 4, false>(b, panel.data, width, 0, place, stride);
-      block += 4;
-    } else {
-      tile_halves<V, 1, false>(b, panel.data, width, 0, place, stride);
-      block += 1;
+    }
+    for (int r = 0; r < R; ++r) {
+      for (size_t line = 0; line < kTileBytes; line += 64) V::prefetch(weights[r] + at + kSlab * kTileBytes + line);
+    }
+  }
+  each_sum([&](auto tile, int r, int t) {
+    V::template tile_store<tile>((t ? below : out) + r * beside, stride * sizeof(float));
+  });
+}
+
+template <class V>
+void multiply_halves(const TileWork& work, int width) {
+  constexpr int kWords = kTileRows;  // of a step: 32 columns
+  const Heights& heights = work.heights;
+  V::shape({heights.rows, kWords});
+  const int whole = work.blocks[0].steps / kWords, rest = work.blocks[0].steps % kWords;
+  const size_t step = static_cast<size_t>(kWords) * width;
+  alignas(64) uint8_t padded[kUnit][kTileBytes];  // the last step, where its columns are not 32
+  if (rest) {
+    for (int b = 0; b < work.count; ++b) {
+      const size_t bytes = static_cast<size_t>(rest) * 64;
+      std::memcpy(padded[b], work.blocks[b].data + static_cast<size_t>(whole) * kTileBytes, bytes);
+      std::memset(padded[b] + bytes, 0, kTileBytes - bytes);
+    }
+  }
+  // With one tile weights are used once: nothing is gained by slabs.
+  const int slab = heights.count == 1 ? whole : kSlab, slabs = slab ? (whole + slab - 1) / slab : 0;
+  const int parts = slabs + (rest != 0);
+  alignas(64) float partial[kMostTiles][kUnit][kTileSums];
+  for (int part = 0; part < parts; ++part) {
+    const bool is_rest = part == slabs, is_last = part + 1 == parts;
+    const int first = is_rest ? whole : part * slab, steps = is_rest ? 1 : whole - first < slab ? whole - first : slab;
+    const uint8_t* weights[kUnit];
+    for (int b = 0; b < work.count; ++b) {
+      weights[b] = is_rest ? padded[b] : work.blocks[b].data + static_cast<size_t>(first) * kTileBytes;
+    }
+    const int32_t* x = work.x.data + first * step;
+    for (int tile = 0; tile < heights.count; tile += 2) {
+      const bool pair = tile + 1 < heights.count;
+      const int32_t* one = x + heights.start(tile) * kWords;
+      const int32_t* two = pair ? x + heights.start(tile + 1) * kWords : one;
+      for (int b = 0; b < work.count;) {
+        const int left = work.count - b;
+        float* kept = partial[tile][b];
+        const float* from = part ? kept : nullptr;
+        float* out = is_last ? work.place(b, tile) : kept;
+        float* below = !pair ? nullptr : is_last ? work.place(b, tile + 1) : partial[tile + 1][b];
+        const size_t beside = is_last ? kLanes : kTileSums, stride = is_last ? work.stride : kLanes;
+        const auto go = [&](auto function) {
+          function(weights + b, one, two, step, steps, from, out, below, beside, stride);
+        };
+        if (pair) {
+          go(left >= 2 ? tile_halves<V, 2, true> : tile_halves<V, 1, true>);
+          b += left >= 2 ? 2 : 1;
+        } else {
+          go(left >= 4   ? tile_halves<V, 4, false>
+             : left == 3 ? tile_halves<V, 3, false>
+             : left == 2 ? tile_halves<V, 2, false>
+                         : tile_halves<V, 1, false>);
+          b += left;
+        }
+      }
     }
   }
 }
 
-// Groups of columns whose integer sums the unit makes at once, one tile each, while vector
-// instructions scale and add those before.
-constexpr int kGroupsAtOnce = 4;
-
-// Weights of a block in bytes, as the unit reads them: int4's levels unpacked, `count` groups.
-template <class V>
-void unpack_levels(const uint8_t* codes, int count, uint8_t* out) {
-  const typename V::I book = V::levels();
-  for (int i = 0; i < count * kGroup4 / 8; ++i) {
-    const typename V::I vector = V::load_bytes(codes + static_cast<size_t>(i) * 64);
-    V::prefetch(codes + static_cast<size_t>(i) * 64 + kAhead);
-    V::store_int(out + static_cast<size_t>(i) * 128, V::low_nibbles(vector, book));
-    V::store_int(out + static_cast<size_t>(i) * 128 + 64, V::high_nibbles(vector, book));
-  }
-}
-
-// Integer sums of up to kGroupsAtOnce groups: sums[group][token][16].
+// Integer sums of up to kSlab groups, one tile each: sums[group][token][16].
 template <class V, Format format>
-void tile_groups(const uint8_t* weights, const int32_t* x, int width, int count, int32_t* sums) {
+void tile_groups(const uint8_t* weights, const int32_t* x, size_t next, int count, int32_t* sums) {
   constexpr int kWords = group_of(format) / 4;
   constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * 64, kRow = kWords * 4;
   constexpr bool kSigned = format == Format::kInt4;
-  const size_t next = static_cast<size_t>(kWords) * width;
-  constexpr size_t kSums = kTileRows * kLanes;
   V::template tile_load<4>(x, kRow);
   V::template tile_load<6>(weights, 64);
   V::template tile_zero<0>();
@@ -159,93 +192,115 @@ void tile_groups(const uint8_t* weights, const int32_t* x, int width, int count,
     V::template tile_bytes<3, 5, 7, true, kSigned>();
   }
   V::template tile_store<0>(sums, 64);
-  if (count > 1) V::template tile_store<1>(sums + kSums, 64);
-  if (count > 2) V::template tile_store<2>(sums + 2 * kSums, 64);
-  if (count > 3) V::template tile_store<3>(sums + 3 * kSums, 64);
+  if (count > 1) V::template tile_store<1>(sums + kTileSums, 64);
+  if (count > 2) V::template tile_store<2>(sums + 2 * kTileSums, 64);
+  if (count > 3) V::template tile_store<3>(sums + 3 * kTileSums, 64);
 }
 
-// Groups [first, last) of a block times M tokens, added to `partial` [M][16] unless they are the first,
-// and put there unless they are the last. `weights` are the groups' own; int4's come packed when
-// `codes` is given, and are unpacked there.
+// 4-bit codes of `count` groups of a block as the unit reads weights.
+template <class V>
+void unpack_levels(const uint8_t* codes, int count, uint8_t* out) {
+  const typename V::I book = V::levels();
+  for (int i = 0; i < count * kGroup4 / 8; ++i, codes += 64, out += 128) {
+    const typename V::I vector = V::load_bytes(codes);
+    V::prefetch(codes + kAhead);
+    V::store_int(out, V::low_nibbles(vector, book));
+    V::store_int(out + 64, V::high_nibbles(vector, book));
+  }
+}
+
+// A slab of a block and a tile of tokens: where the walk over all of them is.
+struct TileStep {
+  int first = 0, block = 0, tile = 0;
+
+  bool advance(const TileWork& work) {
+    if (++tile < work.heights.count) return true;
+    tile = 0;
+    if (++block < work.count) return true;
+    block = 0;
+    first += kSlab;
+    return first < work.blocks[0].steps;
+  }
+};
+
+// M tokens to a tile. The unit makes the integer sums of a step while vector instructions scale and
+// add those of the one before.
 template <class V, Format format, int M>
-void tile_sums(const Block& block, int first, int last, const uint8_t* codes, uint8_t* weights, const Panel& x,
-               int width, int token, float* partial, float* out, size_t stride) {
+void multiply_bytes(const TileWork& work, int width) {
   using F = typename V::F;
-  constexpr int kWords = group_of(format) / 4;
-  constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * 64, kSums = kTileRows * kLanes;
-  alignas(64) int32_t sums[2][kGroupsAtOnce * kSums];
-  F acc[M];
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) acc[m] = first ? V::load(partial + m * kLanes) : V::zero();
-  const auto start = [&](int g) {
-    const int count = last - g < kGroupsAtOnce ? last - g : kGroupsAtOnce;
-    uint8_t* own = weights + (g - first) * kGroupBytes;
-    if (format == Format::kInt4 && codes) unpack_levels<V>(codes + (g - first) * kGroupBytes / 2, count, own);
-    tile_groups<V, format>(own, x.data + (static_cast<size_t>(g) * width + token) * kWords, width, count,
-                           sums[(g - first) / kGroupsAtOnce % 2]);
-  };
-  start(first);
-  for (int g = first; g < last; ++g) {
-    const int place = (g - first) % kGroupsAtOnce;
-    if (place == 0 && g + kGroupsAtOnce < last) start(g + kGroupsAtOnce);
-    const int32_t* sum = sums[(g - first) / kGroupsAtOnce % 2] + place * kSums;
-    const F scale = V::load_int8(block.scales + static_cast<size_t>(g) * kLanes);
-    const size_t side = static_cast<size_t>(g) * width + token;
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-      typename V::I dot = V::load_int(sum + m * kLanes);
-      // Weights of 8 bits are stored without sign, 128 higher.
-      if constexpr (format == Format::kInt8) dot = V::add_int(dot, V::set_int(x.starts[side + m]));
-      const F both = V::mul(scale, V::set(x.scales[side + m]));
-      acc[m] = V::fma(V::to_float(dot), both, acc[m]);
-    }
-  }
-  if (last < block.steps) {
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) V::store(partial + m * kLanes, acc[m]);
-    return;
-  }
-  const F rows = V::load(block.row_scales);
-#pragma GCC unroll 16
-  for (int m = 0; m < M; ++m) V::store(out + m * stride, V::mul(acc[m], rows));
-}
-
-using TileSums = void (*)(const Block&, int, int, const uint8_t*, uint8_t*, const Panel&, int, int, float*, float*,
-                          size_t);
-
-template <class V, Format format, int M = kTileRows>
-TileSums sums_for(int rows) {
-  if (rows == M) return &tile_sums<V, format, M>;
-  if constexpr (M > 1) {
-    return sums_for<V, format, M - 1>(rows);
-  } else {
-    return nullptr;
-  }
-}
-
-template <class V, Format format>
-void multiply_bytes(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
-                    size_t stride) {
   constexpr bool kPacked = format == Format::kInt4;
-  constexpr int kGroups = kPacked ? 32 : 1 << 30;  // unpacked at once
-  const Heights heights(width);
-  const TileSums sums = sums_for<V, format>(heights.rows);
-  V::shape({heights.rows, group_of(format) / 4});
-  alignas(64) uint8_t levels[kPacked ? kGroups * kTileBytes : 1];
-  alignas(64) float partial[V::kByteTokens / kTileRows][kTileRows * kLanes];
-  for (int index = first; index < last; ++index) {
-    const Block block = block_of(w, item, index);
-    float* place = out + (index - first) * kLanes;
-    for (int g = 0; g < block.steps; g += kGroups) {
-      const int end = block.steps - g < kGroups ? block.steps : g + kGroups;
-      const uint8_t* codes = block.data + static_cast<size_t>(g) * (group_of(format) / (kPacked ? 8 : 4) * 64);
-      uint8_t* weights = kPacked ? levels : const_cast<uint8_t*>(codes);
-      for (int tile = 0; tile < heights.count; ++tile) {
-        const int token = heights.start(tile);
-        sums(block, g, end, kPacked && tile == 0 ? codes : nullptr, weights, panel, width, token, partial[tile],
-             place + token * stride, stride);
+  constexpr int kWords = group_of(format) / 4;
+  constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * (kPacked ? 32 : 64);
+  V::shape({M, kWords});
+  alignas(64) uint8_t levels[2][kPacked ? kSlab * kTileBytes : 1];
+  alignas(64) int32_t sums[2][kSlab * kTileSums];
+  alignas(64) float partial[kMostTiles][kUnit][kTileSums];
+  const int groups = work.blocks[0].steps;
+  const auto count_of = [&](const TileStep& at) { return groups - at.first < kSlab ? groups - at.first : kSlab; };
+  int made = 0;  // slabs of blocks that were unpacked: the last of them lies in levels[made % 2]
+  const auto unpack = [&](const TileStep& at) {
+    if constexpr (kPacked) {
+      unpack_levels<V>(work.blocks[at.block].data + at.first * kGroupBytes, count_of(at), levels[++made % 2]);
+    }
+  };
+  TileStep next;
+  const auto start = [&](int32_t* into) {
+    const uint8_t* weights = kPacked ? levels[made % 2] : work.blocks[next.block].data + next.first * kGroupBytes;
+    const size_t token = work.heights.start(next.tile);
+    tile_groups<V, format>(weights, work.x.data + (static_cast<size_t>(next.first) * width + token) * kWords,
+                           static_cast<size_t>(kWords) * width, count_of(next), into);
+    // One ahead of their use: a tile cannot be loaded from stores that are still under way.
+    if (next.tile + 1 == work.heights.count) {
+      TileStep later = next;
+      if (later.advance(work)) unpack(later);
+    }
+  };
+  unpack(next);
+  start(sums[0]);
+  bool more = true;
+  for (int turn = 0; more; ++turn) {
+    const TileStep at = next;
+    more = next.advance(work);
+    if (more) start(sums[(turn + 1) % 2]);
+    const Block& block = work.blocks[at.block];
+    float* kept = partial[at.tile][at.block];
+    F acc[M];
+#pragma GCC unroll 16
+    for (int m = 0; m < M; ++m) acc[m] = at.first ? V::load(kept + m * kLanes) : V::zero();
+    const int count = count_of(at);
+    for (int g = 0; g < count; ++g) {
+      const int32_t* sum = sums[turn % 2] + g * kTileSums;
+      const size_t group = at.first + g, side = group * width + work.heights.start(at.tile);
+      const F scale = V::load_int8(block.scales + group * kLanes);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        typename V::I dot = V::load_int(sum + m * kLanes);
+        // Weights of 8 bits are stored without sign, 128 higher.
+        if constexpr (!kPacked) dot = V::add_int(dot, V::set_int(work.x.starts[side + m]));
+        acc[m] = V::fma(V::to_float(dot), V::mul(scale, V::set(work.x.scales[side + m])), acc[m]);
       }
     }
+    if (at.first + kSlab < groups) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) V::store(kept + m * kLanes, acc[m]);
+    } else {
+      const F rows = V::load(block.row_scales);
+      float* out = work.place(at.block, at.tile);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) V::store(out + m * work.stride, V::mul(acc[m], rows));
+    }
+  }
+}
+
+using TileFunctionOf = void (*)(const TileWork&, int);
+
+template <class V, Format format, int M = kTileRows>
+TileFunctionOf bytes_for(int rows) {
+  if (rows == M) return &multiply_bytes<V, format, M>;
+  if constexpr (M > 1) {
+    return bytes_for<V, format, M - 1>(rows);
+  } else {
+    return nullptr;
   }
 }
 
@@ -253,12 +308,12 @@ void multiply_bytes(const Matrix& w, int item, int first, int last, const Panel&
 template <class V>
 void multiply_tiles(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
                     size_t stride) {
-  switch (w.format) {
-    case Format::kBf16: return multiply_halves<V>(w, item, first, last, panel, width, out, stride);
-    case Format::kInt8: return multiply_bytes<V, Format::kInt8>(w, item, first, last, panel, width, out, stride);
-    case Format::kInt4: return multiply_bytes<V, Format::kInt4>(w, item, first, last, panel, width, out, stride);
-    case Format::kF32:
-    case Format::kInt6: break;  // no format of tiles
+  const int rows = Heights(width).rows;
+  const TileFunctionOf function = w.format == Format::kBf16   ? &multiply_halves<V>
+                                  : w.format == Format::kInt8 ? bytes_for<V, Format::kInt8>(rows)
+                                                              : bytes_for<V, Format::kInt4>(rows);
+  for (int block = first; block < last; block += kUnit) {
+    function(TileWork(w, item, block, last, panel, width, out + (block - first) * kLanes, stride), width);
   }
 }
 
