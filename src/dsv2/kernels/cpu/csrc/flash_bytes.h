@@ -102,6 +102,10 @@ struct FlashBytes {
     float* s = scratch;
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
+    if constexpr (V::kMatrixUnit) {
+      tile_scores(query, layout, keys, stride, key_scales, count, s);
+      n = count;
+    }
     for (; n + kKeys <= count; n += kKeys) {
       scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
     }
@@ -121,6 +125,23 @@ struct FlashBytes {
   }
 
  private:
+  // As scores, of all keys at once.
+  static void tile_scores(int32_t* query, const LatentLayout& layout, const uint8_t* keys, size_t stride,
+                          const float* key_scales, int count, float* out) {
+    alignas(64) int32_t dots[kPage * kLanes];
+    for (int n = 0; n < count; ++n) V::store(out + n * kLanes, V::zero());
+    for (int g = 0; g < layout.groups_all; ++g) {
+      ByteTiles<V>::dots(query, keys, stride, layout.group_start(g), layout.group_end(g), count, dots);
+      const I begin = V::load_int(starts_of(query, layout) + g * kLanes);
+      const F by = V::load(scales_of(query, layout) + g * kLanes);
+      for (int n = 0; n < count; ++n) {
+        const F both = V::mul(by, V::set(key_scales[n * layout.groups_all + g]));
+        const I dot = V::add_int(V::load_int(dots + n * kLanes), begin);
+        V::store(out + n * kLanes, V::fma(V::to_float(dot), both, V::load(out + n * kLanes)));
+      }
+    }
+  }
+
   // p[n] times each key's scale, as unsigned bytes of four keys to a word, and the step of each row.
   static void round_weights(const float* p, const float* key_scales, int groups, int count, float* weighted,
                             int32_t* quads, float* steps) {
@@ -151,6 +172,11 @@ struct FlashBytes {
                   int count, int rows, const float* factors, const float* steps, float* o) {
     const int fours = (count + 3) / 4;
     alignas(64) int32_t values[kPage / 4][4 * kLanes];
+    if constexpr (V::kMatrixUnit) {
+      ByteTiles<V>::load_weights(quads, fours);
+      // Behind the last key all weights are 0, whatever they meet.
+      std::memset(values[fours], 0, static_cast<size_t>(kPage / 4 - fours) * sizeof values[0]);
+    }
     for (int c = first; c < last; c += 64) {
       for (int t = 0; t < fours; ++t) {
         const uint8_t* row[4];
@@ -159,6 +185,19 @@ struct FlashBytes {
         I columns[4];
         V::interleave_bytes(row, columns);
         for (int k = 0; k < 4; ++k) V::store_int(values[t] + k * kLanes, columns[k]);
+      }
+      if constexpr (V::kMatrixUnit) {
+        alignas(64) int32_t sums[4][kLanes][kLanes];
+        ByteTiles<V>::mix(values[0], sums[0][0]);
+        for (int r = 0; r < rows; ++r) {
+          const F factor = V::set(factors[r]), step = V::set(steps[r]);
+          float* out = o + static_cast<size_t>(r) * width + c;
+          for (int part = 0; part < 4; ++part, out += kLanes) {
+            const F before = V::mul(V::load(out), factor);
+            V::store(out, V::fma(V::to_float(V::load_int(sums[part][r])), step, before));
+          }
+        }
+        continue;
       }
       for (int part = 0; part < 4; part += kWide) {
         for (int r0 = 0; r0 < rows; r0 += kRows) {

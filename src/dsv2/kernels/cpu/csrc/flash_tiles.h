@@ -1,4 +1,5 @@
-// The products of flash.h on a matrix unit, in bf16: a block of up to 64 keys is four tiles of 16.
+// The products of flash.h and flash_bytes.h on a matrix unit: a block of up to 64 keys is four tiles
+// of 16. Rows behind the last key are read up to their tile's end, and what comes of them is nobody's.
 #pragma once
 
 #include "elementwise.h"
@@ -15,8 +16,7 @@ struct FlashTiles {
 
   static bool takes(int width) { return width % kHalf == 0; }
 
-  // s[key][16] of `count` <= 64 keys. Rows behind the last key are read up to the tile's end, and
-  // what comes of them is nobody's.
+  // s[key][16] of `count` <= 64 keys.
   static void scores(const int32_t* query, int width, const uint16_t* keys, size_t stride, int count, float* s) {
     V::shape({kLanes, kLanes});
     V::template tile_zero<0>();
@@ -128,6 +128,80 @@ struct FlashTiles {
     }
     V::template tile_store<tile>(o, bytes);
     V::template tile_store<tile + 1>(o + kLanes, bytes);
+  }
+};
+
+// In bytes: keys and weights of the softmax without sign, queries and values with one. Sums are those
+// of flash_bytes.h, bit for bit.
+template <class V>
+struct ByteTiles {
+  using F = typename V::F;
+  using I = typename V::I;
+  static constexpr int kSums = kLanes * kLanes;
+  static constexpr int kStep = 64;  // codes, or keys, in a row of a tile
+
+  // sums[key][16] over codes [first, last) of `count` <= 64 keys; query words [codes/4][16].
+  static void dots(const int32_t* query, const uint8_t* keys, size_t stride, int first, int last, int count,
+                   int32_t* sums) {
+    V::shape({kLanes, kLanes});
+    V::template tile_zero<0>();
+    V::template tile_zero<1>();
+    V::template tile_zero<2>();
+    V::template tile_zero<3>();
+    const size_t next = kLanes * stride;
+    for (int c = first; c < last; c += kStep) {
+      V::template tile_load<6>(query + static_cast<size_t>(c / 4) * kLanes, 64);
+      V::template tile_load<4>(keys + c, stride);
+      V::template tile_bytes<0, 4, 6, false, true>();
+      if (count > kLanes) {
+        V::template tile_load<5>(keys + next + c, stride);
+        V::template tile_bytes<1, 5, 6, false, true>();
+      }
+      if (count > 2 * kLanes) {
+        V::template tile_load<4>(keys + 2 * next + c, stride);
+        V::template tile_bytes<2, 4, 6, false, true>();
+      }
+      if (count > 3 * kLanes) {
+        V::template tile_load<5>(keys + 3 * next + c, stride);
+        V::template tile_bytes<3, 5, 6, false, true>();
+      }
+    }
+    V::template tile_store<0>(sums, 64);
+    if (count > kLanes) V::template tile_store<1>(sums + kSums, 64);
+    if (count > 2 * kLanes) V::template tile_store<2>(sums + 2 * kSums, 64);
+    if (count > 3 * kLanes) V::template tile_store<3>(sums + 3 * kSums, 64);
+  }
+
+  // Weights [fours][16], four keys to a word, as rows of 64 keys: into the tile that mix reads.
+  static void load_weights(const int32_t* quads, int fours) {
+    I rows[kLanes];
+    for (int t = 0; t < kLanes; ++t) rows[t] = t < fours ? V::load_int(quads + t * kLanes) : V::zero_int();
+    V::transpose(rows);
+    alignas(64) int32_t turned[kSums];
+    for (int r = 0; r < kLanes; ++r) V::store_int(turned + r * kLanes, rows[r]);
+    V::shape({kLanes, kLanes});
+    V::template tile_load<4>(turned, 64);
+  }
+
+  // sums[part][row][16] of 64 columns in four parts; values [four keys][part][16], four keys to a word.
+  static void mix(const int32_t* values, int32_t* sums) {
+    constexpr size_t kBytes = 4 * kLanes * sizeof(int32_t);
+    V::template tile_load<6>(values, kBytes);
+    V::template tile_zero<0>();
+    V::template tile_bytes<0, 4, 6, false, true>();
+    V::template tile_load<7>(values + kLanes, kBytes);
+    V::template tile_zero<1>();
+    V::template tile_bytes<1, 4, 7, false, true>();
+    V::template tile_load<6>(values + 2 * kLanes, kBytes);
+    V::template tile_zero<2>();
+    V::template tile_bytes<2, 4, 6, false, true>();
+    V::template tile_load<7>(values + 3 * kLanes, kBytes);
+    V::template tile_zero<3>();
+    V::template tile_bytes<3, 4, 7, false, true>();
+    V::template tile_store<0>(sums, 64);
+    V::template tile_store<1>(sums + kSums, 64);
+    V::template tile_store<2>(sums + 2 * kSums, 64);
+    V::template tile_store<3>(sums + 3 * kSums, 64);
   }
 };
 
