@@ -79,7 +79,13 @@ def three_steps(
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("executor", executors())
 @pytest.mark.parametrize(
-    "sizes", [{}, {"q_lora": 64, "latent": 192}, {"nope": 32, "heads": 20, "value": 16}]
+    "sizes",
+    [
+        {},
+        {"q_lora": 64, "latent": 192},
+        {"nope": 32, "heads": 20, "value": 16},
+        {"rope": 32, "heads": 16, "latent": 128},  # widths that a matrix unit takes
+    ],
 )
 def test_attention_equals_the_reference(
     executor: CpuExecutor, weights: str, sizes: dict[str, int]
@@ -191,10 +197,26 @@ def test_linear_and_embedding_equal_the_reference(executor: CpuExecutor, weights
 
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("executor", executors())
-def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: str) -> None:
+def test_a_product_depends_on_its_own_row_alone(executor: CpuExecutor, weights: str) -> None:
+    """Bit for bit, whatever kernel a number of tokens chooses, and at the edges of its tiles."""
+    columns = 70 if weights in ("float32", "bfloat16") else 64 * 5
+    draw = Draw(weights)
+    handle = executor.pack_linear(draw.weight(150, columns))
+    x = draw.normal(200, columns)
+    alone = torch.cat([executor.linear(handle, row, None, 0.0) for row in x.split(1)])
+    for tokens in (2, 3, 5, 6, 11, 12, 13, 16, 17, 31, 33, 48, 50, 64, 65, 129, 200):
+        assert torch.equal(executor.linear(handle, x[:tokens], None, 0.0), alone[:tokens])
+
+
+@pytest.mark.parametrize("rope", [8, 32])
+@pytest.mark.parametrize("weights", FORMATS)
+@pytest.mark.parametrize("executor", executors())
+def test_a_result_depends_on_its_own_row_alone(
+    executor: CpuExecutor, weights: str, rope: int
+) -> None:
     """Bit for bit: alone, in any company, cut anywhere, on one thread or two (F32, F33)."""
     draw = Draw(weights)
-    attention, moe, mlp = draw.attention(), draw.moe_layer(), draw.mlp_layer()
+    attention, moe, mlp = draw.attention(rope=rope), draw.moe_layer(), draw.mlp_layer()
     x = draw.normal(200, 128)
     one_thread = CpuExecutor(1, executor._kernels.isa)
 
@@ -216,7 +238,7 @@ def test_a_result_depends_on_its_own_row_alone(executor: CpuExecutor, weights: s
             slots = own_table[rows, place // BLOCK_SIZE].long() * BLOCK_SIZE + place % BLOCK_SIZE
             batch = replace(batch, block_table=own_table, slots=slots.to(torch.int32))
             own_x = torch.cat([x[:company].flip(0), x[first:last]])
-            step = own.begin(batch, *turn(batch, 8), "auto", cache_format)
+            step = own.begin(batch, *turn(batch, rope), "auto", cache_format)
             own.attention(handles[0], own_x, step, cache)
             own.moe(handles[1], own_x)
             own.mlp(handles[2], own_x)

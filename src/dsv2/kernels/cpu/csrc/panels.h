@@ -30,7 +30,7 @@ template <class V>
 constexpr bool in_matrix_unit(Format format, int tokens) {
   if constexpr (V::kMatrixUnit) {
     const Form form = form_of<V>(format);
-    return form == Form::kBf16 || (form == Form::kBytes && tokens >= V::kFewest);
+    return form == Form::kBf16 || (form == Form::kBytes && tokens >= V::fewest(format));
   }
   (void)format, (void)tokens;
   return false;
