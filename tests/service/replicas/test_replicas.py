@@ -102,24 +102,24 @@ async def _kill_under_load(engine: RayEngine, calls: list[_Call]) -> None:
 
     # While the engines stand still the lines of both replicas fill up, however fast the machine
     # is; then the victim begins as many as it can compute at once, and dies over their first steps.
+    # An engine that is silent for five seconds would count as hung.
+    deadline = time.monotonic() + 4.0
     with _stopped(other.pid):
         with _stopped(victim.pid):
             tasks = [asyncio.create_task(follow(number)) for number in range(LOAD)]
-            await until(lambda: sum(call.was_taken for call in calls) == 4 * AT_ONCE, 2.0)
-        await until(lambda: any(counts), 2.0)
+            await until(lambda: sum(call.was_taken for call in calls) >= 4 * AT_ONCE, 3.0)
+        await until(lambda: any(counts), max(0.5, deadline - time.monotonic()))
         at_kill = list(counts)
         os.kill(victim.pid, signal.SIGKILL)
     assert 1 <= LOAD - at_kill.count(0) <= AT_ONCE
     ends = await _all(tasks)
-    for begun, count, end in zip(at_kill, counts, ends, strict=True):
+    for count, end in zip(counts, ends, strict=True):
         if isinstance(end, BaseException):
             # Cut off in the middle; nothing that had not begun is lost.
             assert isinstance(end, EngineGoneError), end
             assert count > 0
         else:
-            assert (end, count) == ("length", 400)
-        if begun == 0:
-            assert not isinstance(end, BaseException) or count > 0
+            assert (end, count) == ("length", LONG.max_tokens)
     lost = sum(isinstance(end, EngineGoneError) for end in ends)
     assert 1 <= lost <= AT_ONCE
     await until(lambda: len(engine.replicas) == 2 and victim.replica not in
@@ -130,12 +130,14 @@ async def _kill_under_load(engine: RayEngine, calls: list[_Call]) -> None:
 @contextmanager
 def _stopped(pid: int) -> Iterator[None]:
     """The engine of a replica stands still; both may be gone at the end."""
-    children = [int(one) for path in Path(f"/proc/{pid}/task").glob("*/children")
-                for one in path.read_text().split()]  # fmt: skip
+    children: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
+            children += [int(one) for one in path.read_text().split()]
     assert children, f"the replica {pid} has no engine"
-    for child in children:
-        os.kill(child, signal.SIGSTOP)
     try:
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
         yield
     finally:
         for child in children:

@@ -1,8 +1,9 @@
 """The backend ``cpu``: C++ for whole layers, on packed weights, with a thread pool of its own.
 
-The instruction set is chosen when the first executor is made: AVX-512 with BF16, AVX-512 with
-VNNI, AVX2, or plain C++. Every output is summed in one order that depends on its own row alone, so
-results are the same, bit for bit, whatever else is in the batch and however a prompt is cut.
+The instruction set is chosen when the first executor is made: AMX beside AVX-512 with BF16, that
+alone, AVX-512 with VNNI, AVX2, or plain C++. Every output is summed in one order that depends on
+its own row alone, so results are the same, bit for bit, whatever else is in the batch and however a
+prompt is cut.
 """
 
 from __future__ import annotations

@@ -112,7 +112,8 @@ struct Flash {
   }
 
   // Adds `count` <= 64 keys from position `first` on to the state. Row r sees positions below
-  // limits[r]. rows: how many lanes are in use. scratch: kScratch words.
+  // limits[r]. rows: how many lanes are in use. scratch: kScratch words. Keys are readable up to a
+  // multiple of 16, whatever stands there.
   static constexpr size_t kScratch = kPage * kLanes * 2 + kPage * kLanes * 2;
 
   static void block(const int32_t* query, int width, const Element* keys, size_t key_stride,

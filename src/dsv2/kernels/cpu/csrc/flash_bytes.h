@@ -12,6 +12,7 @@
 
 #include "flash.h"
 #include "latent.h"
+#include "panels.h"
 
 namespace dsv2 {
 namespace {
@@ -53,7 +54,7 @@ struct FlashBytes {
         check = V::fma(v, V::zero(), check);
       }
       const float top = V::largest(most), poison = V::sum(check);
-      const F inverse = V::set(top > 0 && poison == 0 ? 127.0f / top : 0.0f);
+      const F inverse = V::set(top > kLeast && poison == 0 ? 127.0f / top : 0.0f);
       alignas(64) int32_t steps[kLanes];
       int32_t total = 0;
       for (int i = 0; i < padded; i += kLanes) {
@@ -100,17 +101,17 @@ struct FlashBytes {
                     const float* key_scales, int first, int count, const int32_t* limits, int smallest_limit,
                     int rows, float scale, const TileState& state, float* scratch) {
     float* s = scratch;
-    int n = 0;
-    constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     if constexpr (V::kMatrixUnit) {
       tile_scores(query, layout, keys, stride, key_scales, count, s);
-      n = count;
-    }
-    for (; n + kKeys <= count; n += kKeys) {
-      scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
-    }
-    for (; n < count; ++n) {
-      scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
+    } else {
+      int n = 0;
+      constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
+      for (; n + kKeys <= count; n += kKeys) {
+        scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
+      }
+      for (; n < count; ++n) {
+        scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
+      }
     }
     alignas(64) float factors[kLanes];
     soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
@@ -174,7 +175,7 @@ struct FlashBytes {
     alignas(64) int32_t values[kPage / 4][4 * kLanes];
     if constexpr (V::kMatrixUnit) {
       ByteTiles<V>::load_weights(quads, fours);
-      // Behind the last key all weights are 0, whatever they meet.
+      // All weights behind the last key are 0; what they meet must only have been written.
       std::memset(values[fours], 0, static_cast<size_t>(kPage / 4 - fours) * sizeof values[0]);
     }
     for (int c = first; c < last; c += 64) {
@@ -192,38 +193,39 @@ struct FlashBytes {
         for (int r = 0; r < rows; ++r) {
           const F factor = V::set(factors[r]), step = V::set(steps[r]);
           float* out = o + static_cast<size_t>(r) * width + c;
-          for (int part = 0; part < 4; ++part, out += kLanes) {
-            const F before = V::mul(V::load(out), factor);
-            V::store(out, V::fma(V::to_float(V::load_int(sums[part][r])), step, before));
-          }
+          for (int part = 0; part < 4; ++part, out += kLanes) add(V::load_int(sums[part][r]), step, factor, out);
         }
-        continue;
-      }
-      for (int part = 0; part < 4; part += kWide) {
-        for (int r0 = 0; r0 < rows; r0 += kRows) {
-          I acc[kRows][kWide];
-          for (int r = 0; r < kRows; ++r) {
-            for (int k = 0; k < kWide; ++k) acc[r][k] = V::zero_int();
-          }
-          for (int t = 0; t < fours; ++t) {
-            I column[kWide];
-            for (int k = 0; k < kWide; ++k) column[k] = V::load_int(values[t] + (part + k) * kLanes);
-            for (int r = 0; r < kRows; ++r) {
-              const int32_t* weight = quads + t * kLanes + r0 + r;
-              for (int k = 0; k < kWide; ++k) acc[r][k] = V::dot_values(acc[r][k], column[k], weight);
-            }
-          }
-          for (int r = 0; r < kRows; ++r) {
-            float* out = o + static_cast<size_t>(r0 + r) * width + c + part * kLanes;
-            const F factor = V::set(factors[r0 + r]), step = V::set(steps[r0 + r]);
-            for (int k = 0; k < kWide; ++k) {
-              const F before = V::mul(V::load(out + k * kLanes), factor);
-              V::store(out + k * kLanes, V::fma(V::to_float(acc[r][k]), step, before));
-            }
-          }
-        }
+      } else {
+        for (int part = 0; part < 4; part += kWide) mix_part(quads, values[0], fours, part, rows, factors, steps, o + c, width);
       }
     }
+  }
+
+  static void mix_part(const int32_t* quads, const int32_t* values, int fours, int part, int rows,
+                       const float* factors, const float* steps, float* o, int width) {
+    for (int r0 = 0; r0 < rows; r0 += kRows) {
+      I acc[kRows][kWide];
+      for (int r = 0; r < kRows; ++r) {
+        for (int k = 0; k < kWide; ++k) acc[r][k] = V::zero_int();
+      }
+      for (int t = 0; t < fours; ++t) {
+        I column[kWide];
+        for (int k = 0; k < kWide; ++k) column[k] = V::load_int(values + (t * 4 + part + k) * kLanes);
+        for (int r = 0; r < kRows; ++r) {
+          const int32_t* weight = quads + t * kLanes + r0 + r;
+          for (int k = 0; k < kWide; ++k) acc[r][k] = V::dot_values(acc[r][k], column[k], weight);
+        }
+      }
+      for (int r = 0; r < kRows; ++r) {
+        const F factor = V::set(factors[r0 + r]), step = V::set(steps[r0 + r]);
+        float* out = o + static_cast<size_t>(r0 + r) * width + part * kLanes;
+        for (int k = 0; k < kWide; ++k) add(acc[r][k], step, factor, out + k * kLanes);
+      }
+    }
+  }
+
+  static void add(I sum, F step, F factor, float* out) {
+    V::store(out, V::fma(V::to_float(sum), step, V::mul(V::load(out), factor)));
   }
 };
 

@@ -2,11 +2,40 @@
 // of 16. Rows behind the last key are read up to their tile's end, and what comes of them is nobody's.
 #pragma once
 
+#include <type_traits>
+
 #include "elementwise.h"
+#include "panels.h"
 #include "types.h"
 
 namespace dsv2 {
 namespace {
+
+// sums[key][16] of `count` <= 64 keys, `bytes` apart, over `steps` of 64 bytes, with a query's words
+// [steps][16][16]. dot(sum, keys) multiplies tiles of these numbers, the query in tile 6.
+template <class V, class Dot>
+void multiply_keys(const int32_t* query, const uint8_t* keys, size_t bytes, int steps, int count, void* sums,
+                   Dot dot) {
+  const auto each_tile = [&](auto function) {
+    function(std::integral_constant<int, 0>{});
+    if (count > kLanes) function(std::integral_constant<int, 1>{});
+    if (count > 2 * kLanes) function(std::integral_constant<int, 2>{});
+    if (count > 3 * kLanes) function(std::integral_constant<int, 3>{});
+  };
+  V::shape({kLanes, kStepWords});
+  each_tile([](auto tile) { V::template tile_zero<tile>(); });
+  for (int s = 0; s < steps; ++s, query += kStepWords * kLanes, keys += 64) {
+    V::template tile_load<6>(query, 64);
+    each_tile([&](auto tile) {
+      constexpr int own = 4 + tile % 2;
+      V::template tile_load<own>(keys + tile * kLanes * bytes, bytes);
+      dot(tile, std::integral_constant<int, own>{});
+    });
+  }
+  each_tile([&](auto tile) {
+    V::template tile_store<tile>(static_cast<int32_t*>(sums) + tile * kLanes * kLanes, 64);
+  });
+}
 
 template <class V>
 struct FlashTiles {
@@ -18,34 +47,8 @@ struct FlashTiles {
 
   // s[key][16] of `count` <= 64 keys.
   static void scores(const int32_t* query, int width, const uint16_t* keys, size_t stride, int count, float* s) {
-    V::shape({kLanes, kLanes});
-    V::template tile_zero<0>();
-    V::template tile_zero<1>();
-    V::template tile_zero<2>();
-    V::template tile_zero<3>();
-    const size_t bytes = stride * sizeof(uint16_t), next = kLanes * stride;
-    for (int c = 0; c < width; c += kHalf, query += kLanes * kLanes, keys += kHalf) {
-      V::template tile_load<6>(query, 64);
-      V::template tile_load<4>(keys, bytes);
-      V::template tile_halves<0, 4, 6>();
-      if (count > kLanes) {
-        V::template tile_load<5>(keys + next, bytes);
-        V::template tile_halves<1, 5, 6>();
-      }
-      if (count > 2 * kLanes) {
-        V::template tile_load<4>(keys + 2 * next, bytes);
-        V::template tile_halves<2, 4, 6>();
-      }
-      if (count > 3 * kLanes) {
-        V::template tile_load<5>(keys + 3 * next, bytes);
-        V::template tile_halves<3, 5, 6>();
-      }
-    }
-    constexpr int kSums = kLanes * kLanes;
-    V::template tile_store<0>(s, 64);
-    if (count > kLanes) V::template tile_store<1>(s + kSums, 64);
-    if (count > 2 * kLanes) V::template tile_store<2>(s + 2 * kSums, 64);
-    if (count > 3 * kLanes) V::template tile_store<3>(s + 3 * kSums, 64);
+    multiply_keys<V>(query, reinterpret_cast<const uint8_t*>(keys), stride * sizeof(uint16_t), width / kHalf, count, s,
+                     [](auto sum, auto own) { V::template dot_halves<sum, own, 6>(); });
   }
 
   // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c]; `values` are
@@ -62,7 +65,7 @@ struct FlashTiles {
       float* row = o + static_cast<size_t>(r) * values;
       for (int c = 0; c < values; c += kLanes) V::store(row + c, V::mul(V::load(row + c), factor));
     }
-    V::shape({kLanes, kLanes});
+    V::shape({kLanes, kStepWords});
     V::template tile_load<4>(rows[0], 64);
     V::template tile_load<5>(rows[both ? 1 : 0], 64);
     alignas(64) int32_t pairs[2][kColumns];
@@ -117,14 +120,14 @@ struct FlashTiles {
     V::template tile_load<tile>(o, bytes);
     V::template tile_load<tile + 1>(o + kLanes, bytes);
     V::template tile_load<6>(pairs, 64);
-    V::template tile_halves<tile, 4, 6>();
+    V::template dot_halves<tile, 4, 6>();
     V::template tile_load<7>(pairs + kTile, 64);
-    V::template tile_halves<tile + 1, 4, 7>();
+    V::template dot_halves<tile + 1, 4, 7>();
     if (both) {
       V::template tile_load<6>(pairs + 2 * kTile, 64);
-      V::template tile_halves<tile, 5, 6>();
+      V::template dot_halves<tile, 5, 6>();
       V::template tile_load<7>(pairs + 3 * kTile, 64);
-      V::template tile_halves<tile + 1, 5, 7>();
+      V::template dot_halves<tile + 1, 5, 7>();
     }
     V::template tile_store<tile>(o, bytes);
     V::template tile_store<tile + 1>(o + kLanes, bytes);
@@ -138,38 +141,12 @@ struct ByteTiles {
   using F = typename V::F;
   using I = typename V::I;
   static constexpr int kSums = kLanes * kLanes;
-  static constexpr int kStep = 64;  // codes, or keys, in a row of a tile
 
   // sums[key][16] over codes [first, last) of `count` <= 64 keys; query words [codes/4][16].
   static void dots(const int32_t* query, const uint8_t* keys, size_t stride, int first, int last, int count,
                    int32_t* sums) {
-    V::shape({kLanes, kLanes});
-    V::template tile_zero<0>();
-    V::template tile_zero<1>();
-    V::template tile_zero<2>();
-    V::template tile_zero<3>();
-    const size_t next = kLanes * stride;
-    for (int c = first; c < last; c += kStep) {
-      V::template tile_load<6>(query + static_cast<size_t>(c / 4) * kLanes, 64);
-      V::template tile_load<4>(keys + c, stride);
-      V::template tile_bytes<0, 4, 6, false, true>();
-      if (count > kLanes) {
-        V::template tile_load<5>(keys + next + c, stride);
-        V::template tile_bytes<1, 5, 6, false, true>();
-      }
-      if (count > 2 * kLanes) {
-        V::template tile_load<4>(keys + 2 * next + c, stride);
-        V::template tile_bytes<2, 4, 6, false, true>();
-      }
-      if (count > 3 * kLanes) {
-        V::template tile_load<5>(keys + 3 * next + c, stride);
-        V::template tile_bytes<3, 5, 6, false, true>();
-      }
-    }
-    V::template tile_store<0>(sums, 64);
-    if (count > kLanes) V::template tile_store<1>(sums + kSums, 64);
-    if (count > 2 * kLanes) V::template tile_store<2>(sums + 2 * kSums, 64);
-    if (count > 3 * kLanes) V::template tile_store<3>(sums + 3 * kSums, 64);
+    multiply_keys<V>(query + static_cast<size_t>(first / 4) * kLanes, keys + first, stride, (last - first) / 64, count,
+                     sums, [](auto sum, auto own) { V::template dot_byte_tiles<sum, own, 6, false, true>(); });
   }
 
   // Weights [fours][16], four keys to a word, as rows of 64 keys: into the tile that mix reads.
@@ -179,7 +156,7 @@ struct ByteTiles {
     V::transpose(rows);
     alignas(64) int32_t turned[kSums];
     for (int r = 0; r < kLanes; ++r) V::store_int(turned + r * kLanes, rows[r]);
-    V::shape({kLanes, kLanes});
+    V::shape({kLanes, kStepWords});
     V::template tile_load<4>(turned, 64);
   }
 
@@ -188,16 +165,16 @@ struct ByteTiles {
     constexpr size_t kBytes = 4 * kLanes * sizeof(int32_t);
     V::template tile_load<6>(values, kBytes);
     V::template tile_zero<0>();
-    V::template tile_bytes<0, 4, 6, false, true>();
+    V::template dot_byte_tiles<0, 4, 6, false, true>();
     V::template tile_load<7>(values + kLanes, kBytes);
     V::template tile_zero<1>();
-    V::template tile_bytes<1, 4, 7, false, true>();
+    V::template dot_byte_tiles<1, 4, 7, false, true>();
     V::template tile_load<6>(values + 2 * kLanes, kBytes);
     V::template tile_zero<2>();
-    V::template tile_bytes<2, 4, 6, false, true>();
+    V::template dot_byte_tiles<2, 4, 6, false, true>();
     V::template tile_load<7>(values + 3 * kLanes, kBytes);
     V::template tile_zero<3>();
-    V::template tile_bytes<3, 4, 7, false, true>();
+    V::template dot_byte_tiles<3, 4, 7, false, true>();
     V::template tile_store<0>(sums, 64);
     V::template tile_store<1>(sums + kSums, 64);
     V::template tile_store<2>(sums + 2 * kSums, 64);

@@ -1,7 +1,8 @@
 // AVX-512 with BF16, and AMX: a matrix unit that multiplies tiles of up to 16 rows of 64 bytes.
 //
-// Tiles 0 to 3 are sums, 4 and 5 activations (or keys), 6 and 7 weights (or queries, or values). The
-// unit takes the same time for 9 to 16 rows, and about half of it for up to 8 rows and half a step.
+// Tiles 0 to 3 are sums, 4 and 5 activations (or keys), 6 and 7 weights (or queries, or values). A
+// product takes 16 cycles, also of fewer rows than 16 or less than a whole step of 64 bytes; where
+// both are half of it or less, half the time.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 #include "isa_avx512.h"
 
 namespace dsv2 {
+namespace {
 
 // What the tiles of a thread are set up for.
 struct TileShape {
@@ -63,13 +65,13 @@ struct Amx : Avx512<true> {
   static void tile_store(void* start, size_t stride) {
     asm volatile("tilestored %%tmm%c0, (%1,%2,1)" : : "i"(tile), "r"(start), "r"(stride) : "memory");
   }
-  // sum[m][n] += the products of a[m] and b's column n: pairs of bf16, or fours of bytes.
+  // Tile sum[m][n] += the products of a[m] and b's column n: pairs of bf16, or fours of bytes.
   template <int sum, int a, int b>
-  static void tile_halves() {
+  static void dot_halves() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
   }
   template <int sum, int a, int b, bool signed_a, bool signed_b>
-  static void tile_bytes() {
+  static void dot_byte_tiles() {
     if constexpr (signed_a && signed_b) {
       asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
     } else if constexpr (signed_a) {
@@ -119,4 +121,5 @@ struct Amx : Avx512<true> {
   }
 };
 
+}  // namespace
 }  // namespace dsv2

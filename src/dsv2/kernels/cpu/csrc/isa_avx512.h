@@ -8,6 +8,7 @@
 #include "codebook.h"
 
 namespace dsv2 {
+namespace {  // each file's own: compiled for other instructions
 
 template <bool kHasBf16>
 struct Avx512 {
@@ -175,4 +176,5 @@ struct Avx512 {
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };
 
+}  // namespace
 }  // namespace dsv2

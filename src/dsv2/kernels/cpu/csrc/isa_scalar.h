@@ -15,8 +15,8 @@ struct Scalar {
   static constexpr int kTile = 4;
   static constexpr int kFloatTile = 4;
   static constexpr int kPartLanes = 16;
-  static constexpr bool kMatrixUnit = false;
-  static void leave() {}
+  static constexpr bool kMatrixUnit = false;  // has products of tiles: isa_amx.h
+  static void leave() {}                      // gives such a unit back
   using Part = Scalar;
 
   struct F {

@@ -169,8 +169,8 @@ constexpr TileFunction pick() {
 
 template <class V, Format format, int N = vector_tile_of<V>(format)>
 TileFunction tile_for(int tokens, bool single) {
-  if (tokens == N) return single ? pick<V, format, N, 1>() : pick<V, format, N, together(format, N)>();
-  if constexpr (N > 1) {
+  if constexpr (N > 0) {
+    if (tokens == N) return single ? pick<V, format, N, 1>() : pick<V, format, N, together(format, N)>();
     return tile_for<V, format, N - 1>(tokens, single);
   } else {
     return nullptr;

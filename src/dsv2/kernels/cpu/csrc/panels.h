@@ -24,6 +24,9 @@ constexpr Form form_of(Format format) {
   return format == Format::kBf16 && V::kBf16 ? Form::kBf16 : Form::kF32;
 }
 
+// Words of a step of the matrix unit: 64 bytes of each token.
+constexpr int kStepWords = 16;
+
 // Whether the matrix unit multiplies a chunk of so many tokens. In bytes its sums are those of the
 // vector instructions, so that few tokens may take these; in bf16 they are not.
 template <class V>
@@ -39,7 +42,13 @@ constexpr bool in_matrix_unit(Format format, int tokens) {
 // Tokens multiplied per pass over a block: by vector instructions, and at most.
 template <class V>
 constexpr int vector_tile_of(Format format) {
-  return form_of<V>(format) == Form::kBytes ? V::kTile : V::kFloatTile;
+  const Form form = form_of<V>(format);
+  if constexpr (V::kMatrixUnit) {
+    static_assert(V::fewest(Format::kInt8) <= V::kByteTokens && V::fewest(Format::kInt4) <= V::kByteTokens);
+    if (form == Form::kBytes) return V::fewest(format) - 1;
+    if (form == Form::kBf16) return 0;
+  }
+  return form == Form::kBytes ? V::kTile : V::kFloatTile;
 }
 template <class V>
 constexpr int tile_of(Format format) {
@@ -62,7 +71,7 @@ constexpr int widest_tile() {
 template <class V>
 constexpr int run_of(Format format, int tokens) {
   if (!in_matrix_unit<V>(format, tokens)) return 1;
-  return format == Format::kInt8 ? kGroup8 / 4 : 16;
+  return format == Format::kInt8 ? kGroup8 / 4 : kStepWords;
 }
 
 constexpr int columns_per_word(Form form) {
@@ -135,6 +144,9 @@ Slot slot_of(const Panels& panels, int token) {
           panels.starts + first * panels.groups + place, width, run};
 }
 
+// A group whose numbers are all smaller is zeros: 127 / max|x| would not be finite.
+constexpr float kLeast = 1e-36f;
+
 // Quantises one group of columns: x[G] to int8 with scale max|x|/127.
 template <class V, int G>
 void write_group(const Slot& slot, int group, const float* x) {
@@ -151,7 +163,7 @@ void write_group(const Slot& slot, int group, const float* x) {
   F check = V::zero();
   for (int i = 0; i < G / kLanes; ++i) check = V::fma(values[i], V::zero(), check);
   const float poison = V::sum(check);
-  const F inverse = V::set(top > 0 ? 127.0f / top : 0.0f);
+  const F inverse = V::set(top > kLeast ? 127.0f / top : 0.0f);
   I total = V::zero_int();
   alignas(64) int32_t words[G / 4];
   for (int i = 0; i < G / kLanes; ++i) {

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "panels.h"
 #include "pool.h"
 #include "types.h"
 
@@ -54,30 +55,26 @@ int32_t probe_rounds(int rounds, Start start, Step step, End end) {
   return total;
 }
 
-// Operations of a round of products on a matrix unit, whole tiles, and a thread's rounds of them.
-template <class V>
-double tiles_per_round(Format format) {
-  return 4.0 * kLanes * kLanes * (format == Format::kBf16 ? 32 : 64);
-}
+// A thread's rounds of four products of tiles, as wide as the format's steps.
 template <class V>
 void probe_tiles(Format format, int rounds) {
   alignas(64) static const uint8_t nothing[1024] = {};
-  V::shape({16, 16});
+  V::shape({kLanes, run_of<V>(format, tile_of<V>(format))});
   V::template tile_load<4>(nothing, 64);
   V::template tile_load<5>(nothing, 64);
   V::template tile_load<6>(nothing, 64);
   V::template tile_load<7>(nothing, 64);
   for (int r = 0; r < rounds; ++r) {
     if (format == Format::kBf16) {
-      V::template tile_halves<0, 4, 6>();
-      V::template tile_halves<1, 4, 7>();
-      V::template tile_halves<2, 5, 6>();
-      V::template tile_halves<3, 5, 7>();
+      V::template dot_halves<0, 4, 6>();
+      V::template dot_halves<1, 4, 7>();
+      V::template dot_halves<2, 5, 6>();
+      V::template dot_halves<3, 5, 7>();
     } else {
-      V::template tile_bytes<0, 4, 6, true, true>();
-      V::template tile_bytes<1, 4, 7, true, true>();
-      V::template tile_bytes<2, 5, 6, true, true>();
-      V::template tile_bytes<3, 5, 7, true, true>();
+      V::template dot_byte_tiles<0, 4, 6, true, true>();
+      V::template dot_byte_tiles<1, 4, 7, true, true>();
+      V::template dot_byte_tiles<2, 5, 6, true, true>();
+      V::template dot_byte_tiles<3, 5, 7, true, true>();
     }
   }
   V::leave();
@@ -91,7 +88,8 @@ double probe_multiply(Format format, int rounds, Pool& pool) {
     if (format != Format::kF32) {
       const auto start = std::chrono::steady_clock::now();
       pool.run([&](Team&) { probe_tiles<V>(format, rounds); });
-      return 2.0 * tiles_per_round<V>(format) * rounds * pool.threads() / seconds_since(start);
+      const double columns = run_of<V>(format, tile_of<V>(format)) * columns_per_word(form_of<V>(format));
+      return 2.0 * 4 * kLanes * kLanes * columns * rounds * pool.threads() / seconds_since(start);
     }
   }
   using W = typename V::Part;

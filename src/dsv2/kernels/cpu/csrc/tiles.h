@@ -35,7 +35,7 @@ struct Heights {
   }
 };
 
-// What a unit of blocks [first, first + count) and a chunk have in common.
+// What a unit of blocks and a chunk have in common.
 struct TileWork {
   Block blocks[kUnit];
   int count;
@@ -52,68 +52,63 @@ struct TileWork {
   float* place(int block, int tile) const { return out + heights.start(tile) * stride + block * kLanes; }
 };
 
-// Steps [first, last) of R blocks times one tile of tokens or a `pair` of them, in bf16. R is at most
-// 2 for a pair, or 4. Sums begin with those of `partial`, unless it is null, and go to `out` (tile by
-// tile `below` apart, block by block `beside`).
+// function(0), ... function(count - 1) of at most four, with numbers that name tiles.
+template <class Function>
+void each_tile(int count, Function function) {
+  if (count > 0) function(std::integral_constant<int, 0>{});
+  if (count > 1) function(std::integral_constant<int, 1>{});
+  if (count > 2) function(std::integral_constant<int, 2>{});
+  if (count > 3) function(std::integral_constant<int, 3>{});
+}
+
+// R blocks times one tile of tokens or a `pair` of them, in bf16, over some steps; x and x2 are the
+// tiles' own. Sums begin with `partial` [tile][kUnit][16][16], unless it is null. Those of the first
+// tile go to `out`, of the second to `out2`, block by block `beside` and token by token `stride`.
 template <class V, int R, bool pair>
 void tile_halves(const uint8_t* const* weights, const int32_t* x, const int32_t* x2, size_t step, int steps,
-                 const float* partial, float* out, float* below, size_t beside, size_t stride) {
+                 const float* partial, float* out, float* out2, size_t beside, size_t stride) {
   static_assert(R <= (pair ? 2 : 4));
-  const auto each_sum = [&](auto whole) {
-    whole(std::integral_constant<int, 0>{}, 0, 0);
-    if constexpr (R > 1) whole(std::integral_constant<int, 1>{}, 1, 0);
-    if constexpr (pair) {
-      whole(std::integral_constant<int, 2>{}, 0, 1);
-      if constexpr (R > 1) whole(std::integral_constant<int, 3>{}, 1, 1);
-    } else {
-      if constexpr (R > 2) whole(std::integral_constant<int, 2>{}, 2, 0);
-      if constexpr (R > 3) whole(std::integral_constant<int, 3>{}, 3, 0);
-    }
+  // Which block and tile of tokens a tile of sums belongs to.
+  const auto each_sum = [](auto function) {
+    each_tile(4, [&](auto sum) {
+      constexpr int block = pair ? sum % 2 : sum, tile = pair ? sum / 2 : 0;
+      if constexpr (block < R) function(sum, block, tile);
+    });
   };
-  each_sum([&](auto tile, int r, int t) {
+  each_sum([&](auto sum, int block, int tile) {
     if (partial) {
-      V::template tile_load<tile>(partial + (t * kUnit + r) * kTileSums, 64);
+      V::template tile_load<sum>(partial + (tile * kUnit + block) * kTileSums, 64);
     } else {
-      V::template tile_zero<tile>();
+      V::template tile_zero<sum>();
     }
   });
   for (int s = 0; s < steps; ++s, x += step, x2 += step) {
     const size_t at = static_cast<size_t>(s) * kTileBytes;
     V::template tile_load<4>(x, 64);
-    V::template tile_load<6>(weights[0] + at, 64);
-    V::template tile_halves<0, 4, 6>();
-    if constexpr (R > 1) {
-      V::template tile_load<7>(weights[1] + at, 64);
-      V::template tile_halves<1, 4, 7>();
-    }
-    if constexpr (pair) {
-      V::template tile_load<5>(x2, 64);
-      V::template tile_halves<2, 5, 6>();
-      if constexpr (R > 1) V::template tile_halves<3, 5, 7>();
-    } else if constexpr (R > 2) {
-      V::template tile_load<6>(weights[2] + at, 64);
-      V::template tile_halves<2, 4, 6>();
-      if constexpr (R > 3) {
-        V::template tile_load<7>(weights[3] + at, 64);
-        V::template tile_halves<3, 4, 7>();
-      }
-    }
+    if constexpr (pair) V::template tile_load<5>(x2, 64);
+    each_tile(R, [&](auto block) {
+      constexpr int own = 6 + block % 2;
+      V::template tile_load<own>(weights[block] + at, 64);
+      V::template dot_halves<block, 4, own>();
+      if constexpr (pair && block < 2) V::template dot_halves<2 + block, 5, own>();
+    });
     for (int r = 0; r < R; ++r) {
-      for (size_t line = 0; line < kTileBytes; line += 64) V::prefetch(weights[r] + at + kSlab * kTileBytes + line);
+      for (size_t line = 0; line < kTileBytes; line += 64) V::prefetch(weights[r] + at + 2 * kAhead + line);
     }
   }
-  each_sum([&](auto tile, int r, int t) {
-    V::template tile_store<tile>((t ? below : out) + r * beside, stride * sizeof(float));
+  each_sum([&](auto sum, int block, int tile) {
+    V::template tile_store<sum>((tile ? out2 : out) + block * beside, stride * sizeof(float));
   });
 }
 
 template <class V>
-void multiply_halves(const TileWork& work, int width) {
-  constexpr int kWords = kTileRows;  // of a step: 32 columns
+void multiply_halves(const TileWork& work) {
+  static_assert(V::kHalfTokens <= 2 * kTileRows);
   const Heights& heights = work.heights;
-  V::shape({heights.rows, kWords});
-  const int whole = work.blocks[0].steps / kWords, rest = work.blocks[0].steps % kWords;
-  const size_t step = static_cast<size_t>(kWords) * width;
+  const bool pair = heights.count == 2;
+  V::shape({heights.rows, kStepWords});
+  const int whole = work.blocks[0].steps / kStepWords, rest = work.blocks[0].steps % kStepWords;
+  const size_t step = static_cast<size_t>(kStepWords) * heights.tokens;
   alignas(64) uint8_t padded[kUnit][kTileBytes];  // the last step, where its columns are not 32
   if (rest) {
     for (int b = 0; b < work.count; ++b) {
@@ -122,10 +117,10 @@ void multiply_halves(const TileWork& work, int width) {
       std::memset(padded[b] + bytes, 0, kTileBytes - bytes);
     }
   }
-  // With one tile weights are used once: nothing is gained by slabs.
-  const int slab = heights.count == 1 ? whole : kSlab, slabs = slab ? (whole + slab - 1) / slab : 0;
+  // One tile meets all blocks at once, and nothing is read twice.
+  const int slab = pair ? kSlab : whole, slabs = slab ? (whole + slab - 1) / slab : 0;
   const int parts = slabs + (rest != 0);
-  alignas(64) float partial[kMostTiles][kUnit][kTileSums];
+  alignas(64) float partial[2][kUnit][kTileSums];
   for (int part = 0; part < parts; ++part) {
     const bool is_rest = part == slabs, is_last = part + 1 == parts;
     const int first = is_rest ? whole : part * slab, steps = is_rest ? 1 : whole - first < slab ? whole - first : slab;
@@ -134,67 +129,35 @@ void multiply_halves(const TileWork& work, int width) {
       weights[b] = is_rest ? padded[b] : work.blocks[b].data + static_cast<size_t>(first) * kTileBytes;
     }
     const int32_t* x = work.x.data + first * step;
-    for (int tile = 0; tile < heights.count; tile += 2) {
-      const bool pair = tile + 1 < heights.count;
-      const int32_t* one = x + heights.start(tile) * kWords;
-      const int32_t* two = pair ? x + heights.start(tile + 1) * kWords : one;
-      for (int b = 0; b < work.count;) {
-        const int left = work.count - b;
-        float* kept = partial[tile][b];
-        const float* from = part ? kept : nullptr;
-        float* out = is_last ? work.place(b, tile) : kept;
-        float* below = !pair ? nullptr : is_last ? work.place(b, tile + 1) : partial[tile + 1][b];
-        const size_t beside = is_last ? kLanes : kTileSums, stride = is_last ? work.stride : kLanes;
-        const auto go = [&](auto function) {
-          function(weights + b, one, two, step, steps, from, out, below, beside, stride);
-        };
-        if (pair) {
-          go(left >= 2 ? tile_halves<V, 2, true> : tile_halves<V, 1, true>);
-          b += left >= 2 ? 2 : 1;
-        } else {
-          go(left >= 4   ? tile_halves<V, 4, false>
-             : left == 3 ? tile_halves<V, 3, false>
-             : left == 2 ? tile_halves<V, 2, false>
-                         : tile_halves<V, 1, false>);
-          b += left;
-        }
-      }
+    const int32_t* x2 = x + (pair ? heights.start(1) * kStepWords : 0);
+    const size_t beside = is_last ? kLanes : kTileSums, stride = is_last ? work.stride : kLanes;
+    const int together = pair ? 2 : kUnit;
+    for (int b = 0; b < work.count; b += together) {
+      const int left = work.count - b;
+      float* out = is_last ? work.place(b, 0) : partial[0][b];
+      float* out2 = is_last && pair ? work.place(b, 1) : partial[1][b];
+      const auto function = pair        ? (left > 1 ? tile_halves<V, 2, true> : tile_halves<V, 1, true>)
+                            : left > 3  ? tile_halves<V, 4, false>
+                            : left == 3 ? tile_halves<V, 3, false>
+                            : left == 2 ? tile_halves<V, 2, false>
+                                        : tile_halves<V, 1, false>;
+      function(weights + b, x, x2, step, steps, part ? partial[0][b] : nullptr, out, out2, beside, stride);
     }
   }
 }
 
-// Integer sums of up to kSlab groups, one tile each: sums[group][token][16].
+// Integer sums of up to kSlab groups, `next` words of activations apart: sums[group][token][16].
 template <class V, Format format>
 void tile_groups(const uint8_t* weights, const int32_t* x, size_t next, int count, int32_t* sums) {
-  constexpr int kWords = group_of(format) / 4;
-  constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * 64, kRow = kWords * 4;
-  constexpr bool kSigned = format == Format::kInt4;
-  V::template tile_load<4>(x, kRow);
-  V::template tile_load<6>(weights, 64);
-  V::template tile_zero<0>();
-  V::template tile_bytes<0, 4, 6, true, kSigned>();
-  if (count > 1) {
-    V::template tile_load<5>(x + next, kRow);
-    V::template tile_load<7>(weights + kGroupBytes, 64);
-    V::template tile_zero<1>();
-    V::template tile_bytes<1, 5, 7, true, kSigned>();
-  }
-  if (count > 2) {
-    V::template tile_load<4>(x + 2 * next, kRow);
-    V::template tile_load<6>(weights + 2 * kGroupBytes, 64);
-    V::template tile_zero<2>();
-    V::template tile_bytes<2, 4, 6, true, kSigned>();
-  }
-  if (count > 3) {
-    V::template tile_load<5>(x + 3 * next, kRow);
-    V::template tile_load<7>(weights + 3 * kGroupBytes, 64);
-    V::template tile_zero<3>();
-    V::template tile_bytes<3, 5, 7, true, kSigned>();
-  }
-  V::template tile_store<0>(sums, 64);
-  if (count > 1) V::template tile_store<1>(sums + kTileSums, 64);
-  if (count > 2) V::template tile_store<2>(sums + 2 * kTileSums, 64);
-  if (count > 3) V::template tile_store<3>(sums + 3 * kTileSums, 64);
+  constexpr size_t kRow = group_of(format), kGroupBytes = kRow * kLanes;
+  each_tile(count, [&](auto group) {
+    constexpr int a = 4 + group % 2, b = 6 + group % 2;
+    V::template tile_load<a>(x + group * next, kRow);
+    V::template tile_load<b>(weights + group * kGroupBytes, 64);
+    V::template tile_zero<group>();
+    V::template dot_byte_tiles<group, a, b, true, format == Format::kInt4>();
+  });
+  each_tile(count, [&](auto group) { V::template tile_store<group>(sums + group * kTileSums, 64); });
 }
 
 // 4-bit codes of `count` groups of a block as the unit reads weights.
@@ -226,16 +189,17 @@ struct TileStep {
 // M tokens to a tile. The unit makes the integer sums of a step while vector instructions scale and
 // add those of the one before.
 template <class V, Format format, int M>
-void multiply_bytes(const TileWork& work, int width) {
+void multiply_bytes(const TileWork& work) {
   using F = typename V::F;
   constexpr bool kPacked = format == Format::kInt4;
   constexpr int kWords = group_of(format) / 4;
   constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * (kPacked ? 32 : 64);
+  static_assert(V::kByteTokens <= kMostTiles * kTileRows);
   V::shape({M, kWords});
   alignas(64) uint8_t levels[2][kPacked ? kSlab * kTileBytes : 1];
   alignas(64) int32_t sums[2][kSlab * kTileSums];
   alignas(64) float partial[kMostTiles][kUnit][kTileSums];
-  const int groups = work.blocks[0].steps;
+  const int groups = work.blocks[0].steps, width = work.heights.tokens;
   const auto count_of = [&](const TileStep& at) { return groups - at.first < kSlab ? groups - at.first : kSlab; };
   int made = 0;  // slabs of blocks that were unpacked: the last of them lies in levels[made % 2]
   const auto unpack = [&](const TileStep& at) {
@@ -292,13 +256,13 @@ void multiply_bytes(const TileWork& work, int width) {
   }
 }
 
-using TileFunctionOf = void (*)(const TileWork&, int);
+using TileKernel = void (*)(const TileWork&);
 
+// Of `rows` tokens to a tile: `fewest` at least, and 9 where a chunk is more than one tile.
 template <class V, Format format, int M = kTileRows>
-TileFunctionOf bytes_for(int rows) {
-  if (rows == M) return &multiply_bytes<V, format, M>;
-  if constexpr (M > 1) {
-    return bytes_for<V, format, M - 1>(rows);
+TileKernel bytes_for(int rows) {
+  if constexpr (M >= 9 || M >= V::fewest(format)) {
+    return rows == M ? &multiply_bytes<V, format, M> : bytes_for<V, format, M - 1>(rows);
   } else {
     return nullptr;
   }
@@ -309,11 +273,11 @@ template <class V>
 void multiply_tiles(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
                     size_t stride) {
   const int rows = Heights(width).rows;
-  const TileFunctionOf function = w.format == Format::kBf16   ? &multiply_halves<V>
-                                  : w.format == Format::kInt8 ? bytes_for<V, Format::kInt8>(rows)
-                                                              : bytes_for<V, Format::kInt4>(rows);
+  const TileKernel kernel = w.format == Format::kBf16   ? &multiply_halves<V>
+                            : w.format == Format::kInt8 ? bytes_for<V, Format::kInt8>(rows)
+                                                        : bytes_for<V, Format::kInt4>(rows);
   for (int block = first; block < last; block += kUnit) {
-    function(TileWork(w, item, block, last, panel, width, out + (block - first) * kLanes, stride), width);
+    kernel(TileWork(w, item, block, last, panel, width, out + (block - first) * kLanes, stride));
   }
 }
 
