@@ -34,6 +34,14 @@ def executors() -> list[Any]:
     return [pytest.param(CpuExecutor(2, isa), id=isa) for isa in supported()]
 
 
+def with_widths() -> list[Any]:
+    """Executors with rotated widths; one with a matrix unit takes others with another kernel."""
+    some = [pytest.param(CpuExecutor(2, isa), 8, id=isa) for isa in supported()]
+    wide = [pytest.param(CpuExecutor(2, isa), 32, id=f"{isa}-wide")
+            for isa in supported() if isa == "amx"]  # fmt: skip
+    return some + wide
+
+
 def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     """The largest difference against the spread of the numbers."""
     assert bool(torch.isfinite(ours).all())
@@ -209,9 +217,8 @@ def test_a_product_depends_on_its_own_row_alone(executor: CpuExecutor, weights: 
         assert torch.equal(executor.linear(handle, x[:tokens], None, 0.0), alone[:tokens])
 
 
-@pytest.mark.parametrize("rope", [8, 32])
 @pytest.mark.parametrize("weights", FORMATS)
-@pytest.mark.parametrize("executor", executors())
+@pytest.mark.parametrize(("executor", "rope"), with_widths())
 def test_a_result_depends_on_its_own_row_alone(
     executor: CpuExecutor, weights: str, rope: int
 ) -> None:
