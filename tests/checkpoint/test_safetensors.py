@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from dsv2.checkpoint import safetensors
 from dsv2.checkpoint.safetensors import ModelLoadError, open_safetensors, write_safetensors
 
 
@@ -134,3 +136,17 @@ def test_a_tensor_that_is_not_as_announced_is_refused(tmp_path: Path) -> None:
     shapes = [("a", (2,), torch.float32)]
     with pytest.raises(ValueError, match=r"a: .* announced"):
         write_safetensors(tmp_path / "x", shapes, iter([torch.zeros(3)]))
+
+
+def test_large_tensors_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "_PART", 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    path = tmp_path / "m.safetensors"
+    wanted = torch.randn(37, 11)
+    save_file({"first": torch.zeros(3), "wide": wanted}, path)
+    file = open_safetensors(path)
+    assert torch.equal(file.read("wide"), wanted)
+    assert torch.equal(file.read("first"), torch.zeros(3))
+    os.truncate(path, file.data_start + file.entries["wide"].start + 1000)
+    with pytest.raises(ModelLoadError, match="tensor wide is cut off after 1000 of 1628 bytes"):
+        file.read("wide")

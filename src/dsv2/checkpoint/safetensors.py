@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _STATE_DTYPES = DTYPES | {"I64": torch.int64, "I32": torch.int32}
 _STATE_DTYPES |= {"U8": torch.uint8, "I8": torch.int8, "F8_E4M3": torch.float8_e4m3fn}
 _NAMES = {dtype: name for name, dtype in _STATE_DTYPES.items()}
+_PART = 8 << 20
+"""Bytes that a thread reads at once."""
+_MOST_READERS = 4
 _SIZES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1}
 
 
@@ -76,20 +80,35 @@ class SafetensorsFile:
             view = buffer.detach().view(-1).view(torch.uint8).numpy().data
             try:
                 with self.path.open("rb", buffering=0) as file:
-                    file.seek(self.data_start + entry.start)
-                    filled = 0
-                    while filled < len(view):
-                        count = file.readinto(view[filled:])
-                        if not count:
-                            raise ModelLoadError(
-                                f"{self.path}: tensor {name} is cut off "
-                                f"after {filled} of {len(view)} bytes"
-                            )
-                        filled += count
+                    self._fill(file.fileno(), name, view)
             except OSError as error:
                 raise ModelLoadError(f"{self.path}: tensor {name}: {error}") from error
         if buffer is not destination:
             destination.copy_(buffer)
+
+    def _fill(self, file: int, name: str, view: memoryview) -> None:
+        """Read a tensor's bytes; several threads copy a large one out of the page cache."""
+        start = self.data_start + self.entries[name].start
+
+        def fill(first: int) -> None:
+            last = min(first + _PART, len(view))
+            while first < last:
+                count = os.preadv(file, [view[first:last]], start + first)
+                if not count:
+                    raise ModelLoadError(
+                        f"{self.path}: tensor {name} is cut off after {first} of {len(view)} bytes"
+                    )
+                first += count
+
+        parts = range(0, len(view), _PART)
+        readers = min(len(parts), _MOST_READERS, len(os.sched_getaffinity(0)))
+        if readers == 1:
+            for part in parts:
+                fill(part)
+            return
+        with ThreadPoolExecutor(readers, "dsv2-read") as pool:
+            for _ in pool.map(fill, parts):
+                pass
 
     def read(self, name: str, buffers: Buffers | None = None) -> Tensor:
         """Tensor ``name`` on the CPU in its own dtype, in memory of ``buffers`` where given."""
