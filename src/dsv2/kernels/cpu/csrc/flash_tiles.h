@@ -2,10 +2,8 @@
 // of 16. Rows behind the last key are read up to their tile's end, and what comes of them is nobody's.
 #pragma once
 
-#include <type_traits>
-
 #include "elementwise.h"
-#include "panels.h"
+#include "tiles.h"
 #include "types.h"
 
 namespace dsv2 {
@@ -16,23 +14,18 @@ namespace {
 template <class V, class Dot>
 void multiply_keys(const int32_t* query, const uint8_t* keys, size_t bytes, int steps, int count, void* sums,
                    Dot dot) {
-  const auto each_tile = [&](auto function) {
-    function(std::integral_constant<int, 0>{});
-    if (count > kLanes) function(std::integral_constant<int, 1>{});
-    if (count > 2 * kLanes) function(std::integral_constant<int, 2>{});
-    if (count > 3 * kLanes) function(std::integral_constant<int, 3>{});
-  };
+  const int tiles = ceil_div(count, kLanes);
   V::shape({kLanes, kStepWords});
-  each_tile([](auto tile) { V::template tile_zero<tile>(); });
+  each_tile(tiles, [](auto tile) { V::template tile_zero<tile>(); });
   for (int s = 0; s < steps; ++s, query += kStepWords * kLanes, keys += 64) {
     V::template tile_load<6>(query, 64);
-    each_tile([&](auto tile) {
+    each_tile(tiles, [&](auto tile) {
       constexpr int own = 4 + tile % 2;
       V::template tile_load<own>(keys + tile * kLanes * bytes, bytes);
       dot(tile, std::integral_constant<int, own>{});
     });
   }
-  each_tile([&](auto tile) {
+  each_tile(tiles, [&](auto tile) {
     V::template tile_store<tile>(static_cast<int32_t*>(sums) + tile * kLanes * kLanes, 64);
   });
 }
