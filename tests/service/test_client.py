@@ -19,6 +19,7 @@ from dsv2.service.worker.client import EngineClient
 from dsv2.service.worker.process import MAX_TO_ENGINE, WorkerOptions
 from dsv2.service.worker.streams import outputs_of
 from dsv2.service.worker.supervisor import Patience, Supervisor
+from dsv2.service.worker.wire import Stats
 from tests.service.workers import (
     ENDLESS,
     FAULTY,
@@ -334,6 +335,10 @@ def test_streams_end_and_the_next_process_serves(tiny_folder: Path, cause: str) 
         asyncio.run(act(folder))
 
 
+def there(stats: Stats) -> int:
+    return stats.running + stats.waiting
+
+
 @pytest.mark.slow
 def test_a_long_drain_ends_every_answer(tiny_folder: Path) -> None:
     async def act(worker: Worker) -> None:
@@ -342,7 +347,7 @@ def test_a_long_drain_ends_every_answer(tiny_folder: Path) -> None:
                 asyncio.create_task(collect(outputs_of(client, request(str(n), params=ENDLESS))))
                 for n in range(50)
             ]
-            await until(lambda: client.stats.waiting > 0)
+            await until(lambda: there(client.stats) + sum(one.done() for one in tasks) >= 50)
             worker.process.terminate()
             await asyncio.sleep(0.3)
             with pytest.raises((OverloadedError, EngineGoneError)):
@@ -368,9 +373,16 @@ def test_a_short_drain_cuts_answers_off(tiny_folder: Path) -> None:
             ]
             await until(lambda: client.stats.running > 0)
             worker.process.terminate()
-            for items in await asyncio.gather(*tasks):
-                assert items[-1].finish_reason == "error"
-                assert items[-1].error == "the engine is stopping; try again later"
+            told = []
+            for task in tasks:
+                try:
+                    items = await task
+                    assert items[-1].finish_reason == "error"
+                    told.append(items[-1].error)
+                except OverloadedError as error:  # read only after the signal, and refused
+                    told.append(str(error))
+            assert tasks[0].exception() is None, "it was under way"
+            assert told == ["the engine is stopping; try again later"] * 21
 
     options = {"drain_seconds": 0.2}
     with (
