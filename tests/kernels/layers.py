@@ -12,6 +12,7 @@ from torch import Tensor
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer, RoutingShape
 from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight
+from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.ops import AttentionShape
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
@@ -63,7 +64,7 @@ class Draw:
             wq_b=self.weight(queries, q_lora) if q_lora else None,
         )  # fmt: skip
 
-    def mlp(self, hidden: int, width: int, count: int | None = None) -> Mlp:
+    def mlp(self, hidden: int, width: int, count: int | None = None) -> Mlp[StoredWeight]:
         stacked = () if count is None else (count,)
         return Mlp(
             self.weight(*stacked, width, hidden),

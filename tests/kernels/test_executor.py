@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import gc
+import weakref
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from dsv2.kernels import registry
 from dsv2.kernels.cpu import CpuExecutor, supported
 from dsv2.kernels.executor import AttentionLayer, make_executor
 from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
+from dsv2.kernels.interleaved import interleave
 from dsv2.kernels.latent import latent_format, unpack_latent
 from dsv2.kernels.reference_executor import ReferenceExecutor, choose_experts
 from dsv2.kernels.registry import BackendError
@@ -47,6 +50,18 @@ def close(ours: Tensor, theirs: Tensor, tolerance: float) -> None:
     assert bool(torch.isfinite(ours).all())
     assert float((ours - theirs).abs().max() / theirs.std()) < tolerance * 8
     assert float((ours - theirs).std() / theirs.std()) < tolerance
+
+
+def in_blocks(layer: Any) -> Any:
+    """A layer as it comes from a file."""
+    if isinstance(layer, QuantTensor):
+        return interleave(layer)
+    if not is_dataclass(layer):
+        return layer
+    assert not isinstance(layer, type)
+    return replace(
+        layer, **{one.name: in_blocks(getattr(layer, one.name)) for one in fields(layer)}
+    )
 
 
 def attend(
@@ -201,6 +216,57 @@ def test_linear_and_embedding_equal_the_reference(executor: CpuExecutor, weights
                 assert got.shape == (tokens, rows)
                 if tokens and rows > 1:
                     close(got, expected, TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("weights", list(SCHEMES))
+@pytest.mark.parametrize("executor", executors())
+def test_weights_in_blocks_are_used_as_they_are(executor: CpuExecutor, weights: str) -> None:
+    """Bit for bit what packing yields: rows that fill no block, stacks, heads that share one."""
+    draw = Draw(weights)
+    matrix = draw.weight(100, 128)
+    assert isinstance(matrix, QuantTensor)
+    x = draw.normal(7, 128)
+    blocks = interleave(matrix)
+    packed, used = executor.pack_linear(matrix), executor.pack_linear(blocks)
+    wanted = executor.linear(packed, x, None, 0.0)
+    assert torch.equal(executor.linear(used, x, None, 0.0), wanted)
+    ids = torch.tensor([0, 99, 17])
+    assert torch.equal(executor.embed(used, ids), executor.embed(packed, ids))
+    layer = draw.moe_layer()
+    expected, got = x.clone(), x.clone()
+    executor.moe(executor.pack_moe(layer), expected)
+    executor.moe(executor.pack_moe(in_blocks(layer)), got)
+    assert torch.equal(got, expected)
+    attention = draw.attention()
+    steps = three_steps(128)
+    results = [
+        attend(executor, one, steps, torch.zeros(18, BLOCK_SIZE, 72))
+        for one in (attention, in_blocks(attention))
+    ]
+    assert torch.equal(*results)
+
+
+def test_weights_in_blocks_are_kept_for_as_long_as_they_are_used() -> None:
+    matrix = Draw("int4").weight(32, 64)
+    assert isinstance(matrix, QuantTensor)
+    blocks = interleave(matrix)
+    codes = weakref.ref(blocks.codes)
+    used = CpuExecutor(1).pack_linear(blocks)
+    del blocks
+    gc.collect()
+    assert codes() is not None
+    del used
+    gc.collect()
+    assert codes() is None
+
+
+def test_weights_in_blocks_must_lie_together() -> None:
+    matrix = Draw("int8").weight(32, 64)
+    assert isinstance(matrix, QuantTensor)
+    blocks = interleave(matrix)
+    odd = replace(blocks, codes=blocks.codes.transpose(-1, -2))
+    with pytest.raises(ValueError, match="must be contiguous"):
+        CpuExecutor(1).pack_linear(odd)
 
 
 @pytest.mark.parametrize("weights", FORMATS)

@@ -15,6 +15,7 @@ from dsv2.checkpoint.safetensors import ModelLoadError
 from dsv2.checkpoint.weights import NAMED_DTYPES, PublishedFiles, available_bytes
 from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES, Weight
+from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.latent import latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
@@ -52,7 +53,7 @@ def load_packed(
     folder = resolve(source)
     config = ModelConfig.from_file(folder / "config.json")
     stored = stored_scheme(folder)
-    fetch: Callable[[str], Weight]
+    fetch: Callable[[str], StoredWeight]
     if stored == FP8 and weights == FP8:
         kind, fetch = FP8, Fp8Files(folder, config).fetch
     elif stored == FP8:

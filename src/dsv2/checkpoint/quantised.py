@@ -1,9 +1,10 @@
-"""Checkpoints in 4 and 8 bits: our own layout, written layer by layer and read in large pieces.
+"""Checkpoints in 4 and 8 bits: our own layout, written layer by layer and mapped into memory.
 
-A quantised matrix is three tensors, ``NAME.codes``, ``NAME.scales`` and ``NAME.row_scales`` (see
-:mod:`dsv2.kernels.formats`); the routed experts of a layer are stacked under the name of the
-published layout without the expert's number. Norms, routers and matrices whose columns do not fill
-the groups stay as they were. ``config.json`` is the published one with a ``quantization_config``.
+A quantised matrix is three tensors, ``NAME.codes``, ``NAME.scales`` and ``NAME.row_scales``, with
+its rows interleaved as :mod:`dsv2.kernels.interleaved` says; the routed experts of a layer are
+stacked under the name of the published layout without the expert's number. Norms, routers and
+matrices whose columns do not fill the groups stay as they were. ``config.json`` is the published
+one with a ``quantization_config``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.checkpoint.buffers import Buffers
 from dsv2.checkpoint.fp8 import (
     FP8,
     FP8_SETTINGS,
@@ -33,6 +33,7 @@ from dsv2.checkpoint.fp8 import (
 )
 from dsv2.checkpoint.names import Place, published_name, published_shapes
 from dsv2.checkpoint.safetensors import (
+    ALIGNMENT,
     DTYPES,
     ModelLoadError,
     SafetensorsFile,
@@ -52,9 +53,10 @@ from dsv2.kernels.formats import (
     scheme_of,
     stack,
 )
+from dsv2.kernels.interleaved import InterleavedTensor, StoredWeight, interleave, interleaved_shapes
 from dsv2.model.config import FP8_METHOD, QUANT_METHOD, ModelConfig
 
-VERSION = 2
+VERSION = 3
 _SETTINGS = "quantization_config"
 _PARTS = ("codes", "scales", "row_scales")
 _COPIED = (".json", ".md", ".txt", ".model")
@@ -112,17 +114,17 @@ def stored_shapes(
             wide = name.endswith("router_bias")
             found[name] = {stored: (shape, torch.float32 if wide else torch.bfloat16)}
             continue
-        *rows, columns = shape
-        found[name] = {
-            f"{stored}.codes": ((*rows, columns * scheme.bits // 8), torch.uint8),
-            f"{stored}.scales": ((*rows, columns // scheme.group), torch.int8),
-            f"{stored}.row_scales": (tuple(rows), torch.float32),
-        }
+        parts = interleaved_shapes(shape, scheme)
+        found[name] = {f"{stored}.{part}": parts[part] for part in _PARTS}
     return found
 
 
 class QuantisedFiles:
     """The weights of a quantised folder, by the model's parameter names.
+
+    Codes and scales are the files themselves, mapped: what is loaded takes no memory beside the
+    page cache, which processes share. Whoever replaces a folder's files must rename new ones into
+    place, as :func:`quantise_checkpoint` does; to cut a mapped file short kills its readers.
 
     Raises:
         ModelLoadError: files are missing, damaged or not of the configuration.
@@ -130,8 +132,8 @@ class QuantisedFiles:
 
     def __init__(self, folder: Path, config: ModelConfig, scheme: str) -> None:
         self._scheme = scheme_of(scheme)
+        self._parameters = parameter_shapes(config)
         self._shapes = stored_shapes(config, self._scheme)
-        self._buffers = Buffers()
         wanted = {
             name: shape for parts in self._shapes.values() for name, (shape, _) in parts.items()
         }
@@ -145,14 +147,16 @@ class QuantisedFiles:
                 if dtype == torch.bfloat16 and own not in DTYPES:
                     raise ModelLoadError(f"{folder}: tensor {name} is {own}, not a float")
 
-    def fetch(self, parameter: str) -> Weight:
+    def fetch(self, parameter: str) -> StoredWeight:
         """A parameter as it is stored."""
         parts = self._shapes[parameter]
-        tensors = [self._files[name].read(name, self._buffers) for name in parts]
-        if len(tensors) == 1:
-            return _finite(tensors[0], parameter)
-        return QuantTensor(
-            self._scheme.name, tensors[0], tensors[1], _finite(tensors[2], parameter)
+        if len(parts) == 1:
+            (name,) = parts
+            return _finite(self._files[name].read(name), parameter)
+        codes, scales, row_scales = (self._files[name].map(name) for name in parts)
+        rows = self._parameters[parameter][-2]
+        return InterleavedTensor(
+            self._scheme.name, rows, codes, scales, _finite(row_scales, parameter)
         )
 
 
@@ -289,7 +293,7 @@ def quantise_checkpoint(
 
 
 def write_quantised(
-    folder: Path, config: ModelConfig, fetch: Callable[[str], Weight], scheme: str,
+    folder: Path, config: ModelConfig, fetch: Callable[[str], StoredWeight], scheme: str,
     published: Mapping[str, Any], progress: Callable[[int, int], None] | None = None,
 ) -> None:  # fmt: skip
     """Write weights and ``config.json``: one file per layer and one for the rest, with an index.
@@ -306,7 +310,13 @@ def write_quantised(
 
     def tensors(name: str) -> list[tuple[str, Tensor]]:
         done = fetch(name)
-        parts = [done] if isinstance(done, Tensor) else [getattr(done, part) for part in _PARTS]
+        if isinstance(done, QuantTensor):
+            done = interleave(done)
+        if isinstance(done, InterleavedTensor):
+            parts = [getattr(done, part) for part in _PARTS]
+        else:
+            assert isinstance(done, Tensor)
+            parts = [done]
         return list(zip(shapes[name], parts, strict=True))
 
     settings = {"quant_method": QUANT_METHOD, "version": VERSION, "scheme": scheme}
@@ -337,14 +347,13 @@ def _write_layers(
     total = 0
     for number, names in enumerate(groups.values(), start=1):
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        entries: list[tuple[str, tuple[int, ...], torch.dtype]] = []
-        ready: list[Tensor] = []
-        for part, tensor in (pair for name in names for pair in tensors(name)):
-            entries.append((part, tuple(tensor.shape), tensor.dtype))
-            ready.append(tensor)
-            weight_map[part] = file
-            total += tensor.nbytes
-        write_safetensors(folder / file, entries, iter(ready))
+        ready = [pair for name in names for pair in tensors(name)]
+        # Those that fill cache lines come first, so that they begin on one.
+        ready.sort(key=lambda pair: pair[1].nbytes % ALIGNMENT != 0)
+        entries = [(part, tuple(tensor.shape), tensor.dtype) for part, tensor in ready]
+        write_safetensors(folder / file, entries, (tensor for _, tensor in ready))
+        weight_map |= dict.fromkeys((part for part, _ in ready), file)
+        total += sum(tensor.nbytes for _, tensor in ready)
         if progress is not None:
             progress(number, len(groups))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}

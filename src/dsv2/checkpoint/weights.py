@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,11 @@ def _shards(folder: Path) -> dict[Path, set[str] | None]:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter of the model, experts stacked."""
+    return dict(_parameter_shapes(config))
+
+
+@lru_cache(maxsize=16)
+def _parameter_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, shape in published_shapes(config).items():
         place = place_of(name)

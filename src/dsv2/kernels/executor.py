@@ -8,15 +8,18 @@ in :mod:`dsv2.kernels.ops`. ``reference`` composes the readable ops; ``cpu`` is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from dsv2.kernels.formats import QuantTensor, Weight
+from dsv2.kernels.formats import QuantTensor
+from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.ops import AttentionShape
 from dsv2.kernels.registry import select
 from dsv2.ragged import RaggedBatch
+
+W = TypeVar("W", bound=StoredWeight, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,23 @@ class AttentionLayer:
     norm: Tensor
     eps: float
     shape: AttentionShape
-    wkv_a: Weight
+    wkv_a: StoredWeight
     kv_norm: Tensor
-    wkv_b: Weight
-    wo: Weight
-    wq: Weight | None = None
-    wq_a: Weight | None = None
+    wkv_b: StoredWeight
+    wo: StoredWeight
+    wq: StoredWeight | None = None
+    wq_a: StoredWeight | None = None
     q_norm: Tensor | None = None
-    wq_b: Weight | None = None
+    wq_b: StoredWeight | None = None
 
 
 @dataclass(frozen=True)
-class Mlp:
+class Mlp(Generic[W]):
     """SwiGLU matrices ``[F, D]``, ``[F, D]``, ``[D, F]``, or a stack of E of them."""
 
-    w_gate: Weight
-    w_up: Weight
-    w_down: Weight
+    w_gate: W
+    w_up: W
+    w_down: W
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class MlpLayer:
 
     norm: Tensor
     eps: float
-    mlp: Mlp
+    mlp: Mlp[StoredWeight]
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class MoeLayer:
     routing: RoutingShape
     router: Tensor
     router_bias: Tensor | None
-    experts: Mlp
-    shared: Mlp | None
+    experts: Mlp[StoredWeight]
+    shared: Mlp[StoredWeight] | None
 
 
 class Executor(Protocol):
@@ -131,7 +134,7 @@ class Executor(Protocol):
         """A DeepSeekMoE layer's handle."""
         ...
 
-    def pack_linear(self, weight: Weight) -> Any:
+    def pack_linear(self, weight: StoredWeight) -> Any:
         """The handle of a matrix ``[rows, D]``, for :meth:`linear` and :meth:`embed`."""
         ...
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels.executor import AttentionLayer, Executor, MlpLayer, MoeLayer
-from dsv2.kernels.formats import QuantTensor, Weight
+from dsv2.kernels.formats import QuantTensor
+from dsv2.kernels.interleaved import StoredWeight
 from dsv2.ragged import RaggedBatch
 
 
@@ -87,7 +88,7 @@ class OffloadExecutor:
             shared = self._device.pack_mlp(MlpLayer(layer.norm, layer.eps, layer.shared))
         return _Split(self._host.pack_moe(replace(layer, shared=None)), shared)
 
-    def pack_linear(self, weight: Weight) -> Any:
+    def pack_linear(self, weight: StoredWeight) -> Any:
         """On the device."""
         return self._device.pack_linear(weight)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from dsv2.kernels.composites import compose_attention, compose_moe
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer, RoutingShape
-from dsv2.kernels.formats import QuantTensor, Weight, dequantise, quantise
+from dsv2.kernels.formats import QuantTensor, dequantise, quantise
+from dsv2.kernels.interleaved import StoredWeight, by_rows
 from dsv2.kernels.latent import latent_format, pack_latent, unpack_latent
 from dsv2.kernels.ops import AttentionWeights, ExpertWeights, MlpWeights
 from dsv2.kernels.reference import mlp, rms_norm, write_latent
@@ -104,9 +105,9 @@ class ReferenceExecutor:
             layer, router=layer.router.float(), experts=_wide(layer.experts), shared=shared
         )
 
-    def pack_linear(self, weight: Weight) -> Tensor:
+    def pack_linear(self, weight: StoredWeight) -> Tensor:
         """The matrix in fp32."""
-        return dequantise(weight)
+        return dequantise(by_rows(weight))
 
     def quantise(self, weight: Tensor, scheme: str) -> tuple[QuantTensor, Tensor]:
         """:func:`dsv2.kernels.formats.quantise`."""
@@ -162,20 +163,20 @@ class ReferenceExecutor:
         return handle[ids.long()]
 
 
-def _wide(mlp: Mlp) -> Mlp:
-    return Mlp(dequantise(mlp.w_gate), dequantise(mlp.w_up), dequantise(mlp.w_down))
+def _wide(mlp: Mlp[StoredWeight]) -> Mlp[StoredWeight]:
+    return Mlp(*(dequantise(by_rows(one)) for one in (mlp.w_gate, mlp.w_up, mlp.w_down)))
 
 
-def _plain(weight: Weight) -> Tensor:
+def _plain(weight: StoredWeight) -> Tensor:
     assert isinstance(weight, Tensor)
     return weight
 
 
-def _maybe(weight: Weight | None) -> Tensor | None:
+def _maybe(weight: StoredWeight | None) -> Tensor | None:
     return None if weight is None else _plain(weight)
 
 
-def _weights(mlp: Mlp) -> MlpWeights:
+def _weights(mlp: Mlp[StoredWeight]) -> MlpWeights:
     return MlpWeights(_plain(mlp.w_gate), _plain(mlp.w_up), _plain(mlp.w_down))
 
 

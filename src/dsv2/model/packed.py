@@ -17,7 +17,7 @@ from dsv2.kernels.executor import (
     MoeLayer,
     RoutingShape,
 )
-from dsv2.kernels.formats import Weight
+from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.latent import latent_format
 from dsv2.model.config import ModelConfig
 from dsv2.model.mla import attention_shape
@@ -25,7 +25,7 @@ from dsv2.model.rope import inverse_frequencies, rotation
 from dsv2.model.transformer import ForwardStats
 from dsv2.ragged import RaggedBatch
 
-Fetch = Callable[[str], Weight]
+Fetch = Callable[[str], StoredWeight]
 """Gives a parameter by its name in the model, such as ``layers.3.attn.wq``."""
 
 
@@ -143,7 +143,7 @@ class PackedModel:
         return self.logits(hidden), ForwardStats({})
 
 
-def _tensor(weight: Weight) -> Tensor:
+def _tensor(weight: StoredWeight) -> Tensor:
     assert isinstance(weight, Tensor)
     return weight
 
@@ -166,7 +166,7 @@ def _attention(config: ModelConfig, fetch: Fetch, prefix: str) -> AttentionLayer
     )
 
 
-def _matrices(fetch: Fetch, prefix: str) -> Mlp:
+def _matrices(fetch: Fetch, prefix: str) -> Mlp[StoredWeight]:
     return Mlp(fetch(prefix + "w_gate"), fetch(prefix + "w_up"), fetch(prefix + "w_down"))
 
 

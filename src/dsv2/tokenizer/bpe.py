@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +121,16 @@ class Tokenizer:
         return self.special_ids[name]
 
     @cached_property
-    def _bytes(self) -> list[bytes]:
-        table = [b""] * self.vocab_size
-        letters = _byte_letters()
+    def _tokens(self) -> list[str]:
+        table = [""] * self.vocab_size
         for token, number in self._definition["model"]["vocab"].items():
-            if all(letter in letters for letter in token):
-                table[number] = bytes(letters[letter] for letter in token)
-            else:  # a control token that the vocabulary lists as well
-                table[number] = token.encode("utf-8")
+            table[number] = token
+        return table
+
+    @cached_property
+    def _bytes(self) -> list[bytes | None]:
+        """By id, as far as they have been asked for: a program may need few of 100,000."""
+        table: list[bytes | None] = [None] * self.vocab_size
         for token, number in self.special_ids.items():
             table[number] = token.encode("utf-8")
         return table
@@ -143,7 +145,12 @@ class Tokenizer:
 
     def token_bytes(self, number: int) -> bytes:
         """The bytes of a token; none for a padding id that has no token."""
-        return self._bytes[number] if 0 <= number < len(self._bytes) else b""
+        if not 0 <= number < len(self._bytes):
+            return b""
+        found = self._bytes[number]
+        if found is None:
+            found = self._bytes[number] = _bytes_of(self._tokens[number])
+        return found
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -155,6 +162,14 @@ class Tokenizer:
         return b"".join(parts).decode("utf-8", errors="replace")
 
 
+def _bytes_of(token: str) -> bytes:
+    letters = _byte_letters()
+    if all(letter in letters for letter in token):
+        return bytes(letters[letter] for letter in token)
+    return token.encode("utf-8")  # a control token that the vocabulary lists as well
+
+
+@cache
 def _byte_letters() -> dict[str, int]:
     """GPT-2's printable stand-ins of the 256 bytes, the letters of byte-level vocabularies."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -115,13 +115,15 @@ def _check_merges(merges: Any, vocabulary: dict[str, int]) -> None:
         raise TokenizerError("model.merges must be a list")
     for place, merge in enumerate(merges):
         pair = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(p, str) for p in pair)
-        ):
+        if not isinstance(pair, list) or len(pair) != 2:
             raise TokenizerError(f"model.merges[{place}] is {str(merge)[:80]}, allowed is a pair")
-        for token in (*pair, "".join(pair)):
+        left, right = pair
+        if not isinstance(left, str) or not isinstance(right, str):
+            raise TokenizerError(f"model.merges[{place}] is {str(merge)[:80]}, allowed is a pair")
+        whole = left + right
+        if left in vocabulary and right in vocabulary and whole in vocabulary:
+            continue
+        for token in (left, right, whole):
             if token not in vocabulary:
                 raise TokenizerError(
                     f"model.merges[{place}]: {token[:40]!r} is not in the vocabulary"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
 from dsv2.kernels.formats import SCHEMES, BlockTensor, QuantTensor, Weight, dequantise
+from dsv2.kernels.interleaved import InterleavedTensor, StoredWeight, by_rows
 from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import BackendError, implements
 from dsv2.ragged import RaggedBatch
@@ -117,10 +118,10 @@ class CpuExecutor:
         )  # fmt: skip
 
     def _pack_heads(
-        self, weight: Weight, layer: AttentionLayer
+        self, stored: StoredWeight, layer: AttentionLayer
     ) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix, Tensor | None]:
         """W^UK ``[H, N, C]``, its transpose, W^UV ``[H, V, C]``, and the transpose's scales."""
-        shape, latent = layer.shape, layer.kv_norm.shape[0]
+        shape, latent, weight = layer.shape, layer.kv_norm.shape[0], by_rows(stored)
         per_head = shape.nope + shape.value
         item = per_head * latent
         if isinstance(weight, QuantTensor) and shape.nope % SCHEMES[weight.scheme].group:
@@ -164,20 +165,29 @@ class CpuExecutor:
             shared_down=shared[2],
         )  # fmt: skip
 
-    def _pack_mlp(self, mlp: Mlp) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
+    def _pack_mlp(
+        self, mlp: Mlp[StoredWeight]
+    ) -> tuple[_native.Matrix, _native.Matrix, _native.Matrix]:
         return (
             self.pack_linear(mlp.w_gate),
             self.pack_linear(mlp.w_up),
             self.pack_linear(mlp.w_down),
         )
 
-    def pack_linear(self, weight: Weight) -> _native.Matrix:
+    def pack_linear(self, weight: StoredWeight) -> _native.Matrix:
         """A matrix ``[rows, columns]`` or a stack of them."""
         count = weight.shape[0] if len(weight.shape) == 3 else 1
         rows, columns = weight.shape[-2:]
+        if isinstance(weight, InterleavedTensor):
+            return self._kernels.use(
+                format=_FORMATS[weight.scheme], count=count, rows=rows, cols=columns,
+                codes=_whole(weight.codes), scales=_whole(weight.scales),
+                row_scales=_whole(weight.row_scales),
+                owner=(weight.codes, weight.scales, weight.row_scales),
+            )  # fmt: skip
         return self._pack(weight, count, rows, columns, rows * columns, columns, 1, rows, 0)
 
-    def _maybe(self, weight: Weight | None) -> _native.Matrix | None:
+    def _maybe(self, weight: StoredWeight | None) -> _native.Matrix | None:
         return None if weight is None else self.pack_linear(weight)
 
     def _pack(
@@ -323,6 +333,12 @@ def _absorbed(batch: RaggedBatch, form: str) -> list[bool]:
 
 def _wide(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
+
+
+def _whole(tensor: Tensor) -> int:
+    if not tensor.is_contiguous():
+        raise ValueError("weights that are used as they are must be contiguous")
+    return tensor.data_ptr()
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -49,6 +49,10 @@ class Kernels:
         scales: int, row_scales: int, item_stride: int, row_stride: int, col_stride: int,
         item_rows: int,
     ) -> Matrix: ...  # fmt: skip
+    def use(
+        self, *, format: int, count: int, rows: int, cols: int, codes: int, scales: int,
+        row_scales: int, owner: object,
+    ) -> Matrix: ...  # fmt: skip
     def attention(
         self, layer: AttentionLayer, batch: Batch, format: int, token_bytes: int, cache: int,
         x: int, /,

@@ -21,6 +21,7 @@ from dsv2.kernels.executor import (
     make_executor,
 )
 from dsv2.kernels.formats import QuantTensor, Weight, dequantise, weight_rows
+from dsv2.kernels.interleaved import StoredWeight, by_rows
 from dsv2.kernels.latent import latent_format
 from dsv2.kernels.ops import AttentionShape, ExpertWeights
 from dsv2.kernels.registry import BackendError, implements
@@ -72,7 +73,7 @@ class _Attention:
     wo: Weight
 
 
-Feed = ExpertWeights | Mlp
+Feed = ExpertWeights | Mlp[Weight]
 """SwiGLU matrices: plain ones as stacks of experts, coded ones as they are."""
 
 
@@ -181,7 +182,7 @@ class TritonExecutor:
             dtype=self._activations(layer.experts.w_up),
         )  # fmt: skip
 
-    def pack_linear(self, weight: Weight) -> Weight:
+    def pack_linear(self, weight: StoredWeight) -> Weight:
         """The matrix on the device."""
         return self._take(weight)
 
@@ -189,7 +190,8 @@ class TritonExecutor:
         """By backend ``cpu``, which has the quantiser."""
         return make_executor("cpu", "cpu").quantise(weight.cpu(), scheme)
 
-    def _take(self, weight: Weight) -> Weight:
+    def _take(self, weight: StoredWeight) -> Weight:
+        weight = by_rows(weight, self.device)
         if isinstance(weight, Tensor):
             return weight.to(self.device).contiguous()
         parts = {
@@ -197,7 +199,7 @@ class TritonExecutor:
         }
         return replace(weight, **parts)
 
-    def _activations(self, weight: Weight) -> torch.dtype:
+    def _activations(self, weight: StoredWeight) -> torch.dtype:
         """The dtype of what a weight is multiplied with; Triton's interpreter has no bf16."""
         if isinstance(weight, Tensor):
             return weight.dtype
@@ -206,7 +208,7 @@ class TritonExecutor:
     def _wide(self, weight: Tensor) -> Tensor:
         return weight.to(self.device, torch.float32).contiguous()
 
-    def _feed(self, mlp: Mlp) -> Feed:
+    def _feed(self, mlp: Mlp[StoredWeight]) -> Feed:
         parts = [self._take(part) for part in (mlp.w_gate, mlp.w_up, mlp.w_down)]
         if all(not isinstance(part, Tensor) for part in parts):
             return Mlp(*parts)

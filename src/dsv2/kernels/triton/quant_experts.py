@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv2.kernels.executor import Mlp
-from dsv2.kernels.formats import SCHEMES, QuantTensor
+from dsv2.kernels.formats import SCHEMES, QuantTensor, Weight
 from dsv2.kernels.triton.launch import on_device, overlaps, padded, wait
 from dsv2.kernels.triton.quant_vector import (
     _UNIT,
@@ -132,8 +132,8 @@ def _line(
 
 
 def add_experts(
-    into: Tensor, x: Tensor, ids: Tensor, weights: Tensor, experts: Mlp, shared: Mlp | None,
-    gate_up: Cut = GATE_UP, down: Cut = DOWN,
+    into: Tensor, x: Tensor, ids: Tensor, weights: Tensor, experts: Mlp[Weight],
+    shared: Mlp[Weight] | None, gate_up: Cut = GATE_UP, down: Cut = DOWN,
 ) -> None:  # fmt: skip
     """``into`` plus :meth:`Ops.experts` of a few tokens, and the shared experts, in four launches.
 
@@ -178,7 +178,7 @@ def add_experts(
         )  # fmt: skip
 
 
-def _codes_of(mlp: Mlp) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
+def _codes_of(mlp: Mlp[Weight]) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
     gate, up, down = mlp.w_gate, mlp.w_up, mlp.w_down
     if not (
         isinstance(gate, QuantTensor)
@@ -190,14 +190,14 @@ def _codes_of(mlp: Mlp) -> tuple[QuantTensor, QuantTensor, QuantTensor]:
     return gate, up, down
 
 
-def common_scheme(mlp: Mlp) -> str | None:
+def common_scheme(mlp: Mlp[Weight]) -> str | None:
     """The scheme of all three matrices; None where these kernels do not know their formats."""
     parts = (mlp.w_gate, mlp.w_up, mlp.w_down)
     schemes = {one.scheme if isinstance(one, QuantTensor) else None for one in parts}
     return schemes.pop() if len(schemes) == 1 else None
 
 
-def takes_shared(experts: Mlp, shared: Mlp) -> bool:
+def takes_shared(experts: Mlp[Weight], shared: Mlp[Weight]) -> bool:
     """Whether shared experts are whole experts of the same format, to come along."""
     scheme = common_scheme(experts)
     is_whole = shared.w_up.shape[-2] % experts.w_up.shape[-2] == 0

@@ -310,7 +310,7 @@ def grouped_quant_product(
 
 
 def run_quant_experts(
-    x: Tensor, ids: Tensor, weights: Tensor, experts: Mlp, *, deterministic: bool = False
+    x: Tensor, ids: Tensor, weights: Tensor, experts: Mlp[Weight], *, deterministic: bool = False
 ) -> Tensor:
     """:meth:`Ops.experts` with coded experts; nothing is read from the device.
 

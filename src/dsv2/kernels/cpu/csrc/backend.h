@@ -14,6 +14,8 @@ class Backend {
 
   // Fills the memory of `out` from portable weights.
   virtual void pack(const Source& source, Matrix& out, Pool& pool) const = 0;
+  // Whether packed 8-bit codes are unsigned, 128 above their levels.
+  virtual bool is_unsigned() const = 0;
   // x[T, hidden] += attention(norm(x)); the cache is written at the batch's slots.
   virtual void attention(const AttentionLayer& layer, const Batch& batch, const Cache& cache, float* x,
                          Arena& arena, Pool& pool) const = 0;

@@ -21,6 +21,8 @@ class Instance final : public Backend {
     pack_matrix<V>(source, out, pool);
   }
 
+  bool is_unsigned() const override { return V::kBiased; }
+
   void attention(const AttentionLayer& layer, const Batch& batch, const Cache& cache, float* x, Arena& arena,
                  Pool& pool) const override {
     if constexpr (V::kBf16) {

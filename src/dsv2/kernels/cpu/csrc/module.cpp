@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "pack.h"
 
 namespace nb = nanobind;
 
@@ -54,17 +55,42 @@ class Memory {
   uint8_t* start_ = nullptr;
 };
 
+// A reference to a Python object, which may be dropped on any thread.
+class Owner {
+ public:
+  explicit Owner(nb::object object) : object_(std::move(object)) {}
+  ~Owner() {
+    const nb::gil_scoped_acquire acquire;
+    object_.reset();
+  }
+  Owner(const Owner&) = delete;
+  Owner& operator=(const Owner&) = delete;
+
+ private:
+  nb::object object_;
+};
+
 struct PackedMatrix {
   Matrix matrix;
-  Memory memory;
+  std::optional<Memory> memory;  // or
+  std::optional<Owner> owner;    // of memory from elsewhere
 
-  PackedMatrix(Format format, int count, int rows, int cols)
-      : matrix(layout(format, count, rows, cols)), memory(matrix.bytes) {
+  PackedMatrix(Format format, int count, int rows, int cols) : matrix(layout(format, count, rows, cols)) {
+    memory.emplace(matrix.bytes);
     const size_t all = static_cast<size_t>(count) * matrix.blocks;
-    matrix.data = memory.start();
+    matrix.data = memory->start();
     uint8_t* next = matrix.data + all * matrix.block_bytes;
     matrix.row_scales = reinterpret_cast<float*>(next);
     matrix.scales = reinterpret_cast<int8_t*>(next + (matrix.groups ? all * kLanes * sizeof(float) : 0));
+  }
+
+  // On memory that is laid out already and is only read.
+  PackedMatrix(Format format, int count, int rows, int cols, const Source& blocks, nb::object object)
+      : matrix(layout(format, count, rows, cols)) {
+    owner.emplace(std::move(object));
+    matrix.data = static_cast<uint8_t*>(const_cast<void*>(blocks.data));
+    matrix.scales = const_cast<int8_t*>(blocks.scales);
+    matrix.row_scales = const_cast<float*>(blocks.row_scales);
   }
 
  private:
@@ -170,6 +196,24 @@ class Kernels {
                         col_stride, item_rows};
     backend_->pack(source, packed->matrix, *pool_);
     return packed;
+  }
+
+  // Weights in blocks, with unsigned codes, that `owner` keeps: used where they are, unless this
+  // instruction set wants signed ones.
+  Weights use(int format, int count, int rows, int cols, uintptr_t codes, uintptr_t scales,
+              uintptr_t row_scales, nb::object owner) {
+    const Format kind = static_cast<Format>(format);
+    if (group_of(kind) == 1) throw std::invalid_argument("only codes are in blocks");
+    Source blocks{};
+    blocks.data = at<const void>(codes);
+    blocks.scales = at<const int8_t>(scales);
+    blocks.row_scales = at<const float>(row_scales);
+    auto found = std::make_shared<PackedMatrix>(kind, count, rows, cols, blocks, std::move(owner));
+    if (kind == Format::kInt4 || backend_->is_unsigned()) return found;
+    const nb::gil_scoped_release release;
+    auto copy = std::make_shared<PackedMatrix>(kind, count, rows, cols);
+    copy_turned(found->matrix, copy->matrix, *pool_);
+    return copy;
   }
 
   void attention(const OwnedAttention& owned, const Batch& batch, int format, size_t token_bytes,
@@ -378,6 +422,8 @@ NB_MODULE(_native, m) {
       .def("pack", &Kernels::pack, nb::kw_only(), nb::arg("format"), nb::arg("source_format"), nb::arg("count"),
            nb::arg("rows"), nb::arg("cols"), nb::arg("data"), nb::arg("scales"), nb::arg("row_scales"),
            nb::arg("item_stride"), nb::arg("row_stride"), nb::arg("col_stride"), nb::arg("item_rows"))
+      .def("use", &Kernels::use, nb::kw_only(), nb::arg("format"), nb::arg("count"), nb::arg("rows"),
+           nb::arg("cols"), nb::arg("codes"), nb::arg("scales"), nb::arg("row_scales"), nb::arg("owner"))
       .def("attention", &Kernels::attention)
       .def("mlp", &Kernels::mlp)
       .def("moe", &Kernels::moe)

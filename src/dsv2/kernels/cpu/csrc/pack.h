@@ -166,6 +166,21 @@ void pack_matrix(const Source& s, Matrix& out, Pool& pool) {
   });
 }
 
+// Blocks of 8-bit codes, unsigned ones for signed ones and the other way round.
+inline void copy_turned(const Matrix& in, Matrix& out, Pool& pool) {
+  const int64_t all = static_cast<int64_t>(in.count) * in.blocks;
+  pool.run([&](Team& team) {
+    team.each(all, 4, [&](int64_t first, int64_t last) {
+      const size_t start = first * in.block_bytes, end = last * in.block_bytes;
+      for (size_t i = start; i < end; ++i) out.data[i] = in.data[i] ^ 0x80;
+      const size_t per_block = static_cast<size_t>(in.groups) * kLanes;
+      std::memcpy(out.scales + first * per_block, in.scales + first * per_block, (last - first) * per_block);
+      std::memcpy(out.row_scales + first * kLanes, in.row_scales + first * kLanes,
+                  (last - first) * kLanes * sizeof(float));
+    });
+  });
+}
+
 template <class V>
 void unpack_row(const Matrix& w, int row, float* out) {
   const int index = row / kLanes, lane = row % kLanes;
