@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.ours < request.json
 
-The request has ``shape``, ``threads`` and ``rows`` of one format of weights.
+The request has ``shape``, ``threads`` and ``rows`` of one format of weights, and ``checkpoint``,
+a folder of it or null for weights that are drawn.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from pathlib import Path
 from benchmarks.peers.process import GIB, PeerError, read_through, run
 from benchmarks.peers.vocabulary import tokenizer_files
 from benchmarks.peers.work import Failure, Measured, Outcomes, Row, Setting
+from dsv2.checkpoint.packed import load_packed
+from dsv2.checkpoint.quantised import VERSION
 from dsv2.checkpoint.synthetic import synthetic_checkpoint, synthetic_model
 from dsv2.engine.bench import ModelBench, measure_roof
 from dsv2.kernels.cpu import CpuExecutor
+from dsv2.kernels.formats import SCHEMES
 from dsv2.model.config import ModelConfig
 
 ROOT = Path(__file__).parents[2]
@@ -48,8 +52,12 @@ def _model_of(row: Row) -> tuple[str, int]:
 
 
 def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
+    # As they are used: codes from a file, which is mapped.
+    first = rows[0]
+    is_stored = first.weights in SCHEMES and first.layers is None
     request = {
         "shape": str(setting.shape), "threads": setting.threads,
+        "checkpoint": str(stored(setting, first.weights)) if is_stored else None,
         "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     # The roof is measured by the kernels; torch's own threads would only stand in their way.
@@ -82,7 +90,7 @@ def _start(rows: Sequence[Row], setting: Setting) -> Outcomes:
 
 def stored(setting: Setting, weights: str) -> Path:
     """The folder of a checkpoint of random weights, written where there is none yet."""
-    folder = setting.files / f"dsv2-{weights}"
+    folder = setting.files / f"dsv2-{weights}-{VERSION}"
     if folder.exists():
         return folder
     config = ModelConfig.from_file(setting.shape / "config.json")
@@ -94,13 +102,18 @@ def stored(setting: Setting, weights: str) -> Path:
     return folder
 
 
-def compute(rows: Sequence[Row], config: ModelConfig, threads: int) -> dict[str, list[float]]:
+def compute(
+    rows: Sequence[Row], config: ModelConfig, threads: int, checkpoint: Path | None
+) -> dict[str, list[float]]:
     """Tokens per second and share of the limit by row; all rows have the same weights."""
     first = rows[0]
     if first.layers is not None:
         config = config.model_copy(update={"num_hidden_layers": first.layers})
     executor = CpuExecutor(threads)
-    model = synthetic_model(config, executor, first.weights)
+    if checkpoint is None:
+        model = synthetic_model(config, executor, first.weights)
+    else:
+        model = load_packed(checkpoint, executor)
     roof = measure_roof(executor, first.weights)
     longest = max(row.sequences * (row.depth + row.tokens + 64) for row in rows)
     benches: dict[str, ModelBench] = {}
@@ -124,7 +137,9 @@ def main() -> None:
     request = json.load(sys.stdin)
     rows = [Row(**fields) for fields in request["rows"]]
     config = ModelConfig.from_file(Path(request["shape"]) / "config.json")
-    print(json.dumps(compute(rows, config, request["threads"])))
+    checkpoint = request["checkpoint"]
+    where = None if checkpoint is None else Path(checkpoint)
+    print(json.dumps(compute(rows, config, request["threads"], where)))
 
 
 if __name__ == "__main__":
