@@ -150,3 +150,47 @@ def test_large_tensors_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.Mon
     os.truncate(path, file.data_start + file.entries["wide"].start + 1000)
     with pytest.raises(ModelLoadError, match="tensor wide is cut off after 1000 of 1628 bytes"):
         file.read("wide")
+
+
+def test_a_mapped_tensor_is_the_file_itself(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    codes, odd = torch.arange(4096, dtype=torch.int32), torch.arange(5, dtype=torch.uint8)
+    shapes = [("codes", (64, 64), torch.int32), ("odd", (5,), torch.uint8),
+              ("empty", (0, 3), torch.uint8), ("late", (64,), torch.uint8)]  # fmt: skip
+    late = torch.full((64,), 9, dtype=torch.uint8)
+    tensors = [codes.view(64, 64), odd, torch.empty(0, 3, dtype=torch.uint8), late]
+    write_safetensors(path, shapes, iter(tensors))
+    file = open_safetensors(path, state=True)
+    mapped = {name: file.map(name) for name, _, _ in shapes}
+    for (name, _, _), tensor in zip(shapes, tensors, strict=True):
+        assert torch.equal(mapped[name], tensor)
+    assert mapped["codes"].data_ptr() % safetensors.ALIGNMENT == 0
+    # What another process writes is seen; what this one writes stays here.
+    place = file.data_start + file.entries["codes"].start
+    with path.open("r+b") as other:
+        other.seek(place + 4 * 100)
+        other.write((77).to_bytes(4, "little"))
+    assert mapped["codes"][1, 36] == 77
+    mapped["codes"][0, 0] = 5
+    assert int.from_bytes(path.read_bytes()[place : place + 4], "little") == 0
+    # "late" starts on no line, and was read.
+    with path.open("r+b") as other:
+        other.seek(file.data_start + file.entries["late"].start)
+        other.write(b"\0" * 64)
+    assert torch.equal(mapped["late"], late)
+    # The mapping lives as long as its tensors; a path that is replaced leaves them as they are.
+    del file
+    path.unlink()
+    assert mapped["codes"][1, 36] == 77
+
+
+def test_a_file_that_became_shorter_is_not_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    write_safetensors(path, [("a", (64,), torch.float32)], iter([torch.zeros(64)]))
+    file = open_safetensors(path)
+    os.truncate(path, file.data_start + 100)
+    with pytest.raises(ModelLoadError, match="has become shorter"):
+        file.map("a")
+    path.unlink()
+    with pytest.raises(ModelLoadError, match="cannot be mapped"):
+        file.map("a")

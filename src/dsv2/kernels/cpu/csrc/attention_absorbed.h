@@ -90,8 +90,9 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
                        state, work);
           continue;
         }
+        const uint8_t* next = key + kPage < end ? page(b, key / kPage + 1) : nullptr;
         const Element* keys =
-            page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
+            page_elements(b, key / kPage, count, next, reinterpret_cast<Element*>(work + Kernel::kScratch));
         Kernel::block(query, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count, limits,
                       smallest, tile.rows, layer_.scale, state, work);
       }

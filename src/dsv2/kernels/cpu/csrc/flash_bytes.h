@@ -101,17 +101,13 @@ struct FlashBytes {
                     const float* key_scales, int first, int count, const int32_t* limits, int smallest_limit,
                     int rows, float scale, const TileState& state, float* scratch) {
     float* s = scratch;
-    if constexpr (V::kMatrixUnit) {
-      tile_scores(query, layout, keys, stride, key_scales, count, s);
-    } else {
-      int n = 0;
-      constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
-      for (; n + kKeys <= count; n += kKeys) {
-        scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
-      }
-      for (; n < count; ++n) {
-        scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
-      }
+    int n = 0;
+    constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
+    for (; n + kKeys <= count; n += kKeys) {
+      scores<kKeys>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
+    }
+    for (; n < count; ++n) {
+      scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
     }
     alignas(64) float factors[kLanes];
     soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
@@ -126,23 +122,6 @@ struct FlashBytes {
   }
 
  private:
-  // As scores, of all keys at once.
-  static void tile_scores(int32_t* query, const LatentLayout& layout, const uint8_t* keys, size_t stride,
-                          const float* key_scales, int count, float* out) {
-    alignas(64) int32_t dots[kPage * kLanes];
-    for (int n = 0; n < count; ++n) V::store(out + n * kLanes, V::zero());
-    for (int g = 0; g < layout.groups_all; ++g) {
-      ByteTiles<V>::dots(query, keys, stride, layout.group_start(g), layout.group_end(g), count, dots);
-      const I begin = V::load_int(starts_of(query, layout) + g * kLanes);
-      const F by = V::load(scales_of(query, layout) + g * kLanes);
-      for (int n = 0; n < count; ++n) {
-        const F both = V::mul(by, V::set(key_scales[n * layout.groups_all + g]));
-        const I dot = V::add_int(V::load_int(dots + n * kLanes), begin);
-        V::store(out + n * kLanes, V::fma(V::to_float(dot), both, V::load(out + n * kLanes)));
-      }
-    }
-  }
-
   // p[n] times each key's scale, as unsigned bytes of four keys to a word, and the step of each row.
   static void round_weights(const float* p, const float* key_scales, int groups, int count, float* weighted,
                             int32_t* quads, float* steps) {
@@ -173,11 +152,6 @@ struct FlashBytes {
                   int count, int rows, const float* factors, const float* steps, float* o) {
     const int fours = (count + 3) / 4;
     alignas(64) int32_t values[kPage / 4][4 * kLanes];
-    if constexpr (V::kMatrixUnit) {
-      ByteTiles<V>::load_weights(quads, fours);
-      // All weights behind the last key are 0; what they meet must only have been written.
-      std::memset(values[fours], 0, static_cast<size_t>(kPage / 4 - fours) * sizeof values[0]);
-    }
     for (int c = first; c < last; c += 64) {
       for (int t = 0; t < fours; ++t) {
         const uint8_t* row[4];
@@ -187,16 +161,8 @@ struct FlashBytes {
         V::interleave_bytes(row, columns);
         for (int k = 0; k < 4; ++k) V::store_int(values[t] + k * kLanes, columns[k]);
       }
-      if constexpr (V::kMatrixUnit) {
-        alignas(64) int32_t sums[4][kLanes][kLanes];
-        ByteTiles<V>::mix(values[0], sums[0][0]);
-        for (int r = 0; r < rows; ++r) {
-          const F factor = V::set(factors[r]), step = V::set(steps[r]);
-          float* out = o + static_cast<size_t>(r) * width + c;
-          for (int part = 0; part < 4; ++part, out += kLanes) add(V::load_int(sums[part][r]), step, factor, out);
-        }
-      } else {
-        for (int part = 0; part < 4; part += kWide) mix_part(quads, values[0], fours, part, rows, factors, steps, o + c, width);
+      for (int part = 0; part < 4; part += kWide) {
+        mix_part(quads, values[0], fours, part, rows, factors, steps, o + c, width);
       }
     }
   }

@@ -1,5 +1,5 @@
-// The products of flash.h and flash_bytes.h on a matrix unit: a block of up to 64 keys is four tiles
-// of 16. Rows behind the last key are read up to their tile's end, and what comes of them is nobody's.
+// The products of flash.h on a matrix unit: a block of up to 64 keys is four tiles of 16. Rows behind
+// the last key are read up to their tile's end, and what comes of them is nobody's.
 #pragma once
 
 #include "elementwise.h"
@@ -8,27 +8,6 @@
 
 namespace dsv2 {
 namespace {
-
-// sums[key][16] of `count` <= 64 keys, `bytes` apart, over `steps` of 64 bytes, with a query's words
-// [steps][16][16]. dot(sum, keys) multiplies tiles of these numbers, the query in tile 6.
-template <class V, class Dot>
-void multiply_keys(const int32_t* query, const uint8_t* keys, size_t bytes, int steps, int count, void* sums,
-                   Dot dot) {
-  const int tiles = ceil_div(count, kLanes);
-  V::shape({kLanes, kStepWords});
-  each_tile(tiles, [](auto tile) { V::template tile_zero<tile>(); });
-  for (int s = 0; s < steps; ++s, query += kStepWords * kLanes, keys += 64) {
-    V::template tile_load<6>(query, 64);
-    each_tile(tiles, [&](auto tile) {
-      constexpr int own = 4 + tile % 2;
-      V::template tile_load<own>(keys + tile * kLanes * bytes, bytes);
-      dot(tile, std::integral_constant<int, own>{});
-    });
-  }
-  each_tile(tiles, [&](auto tile) {
-    V::template tile_store<tile>(static_cast<int32_t*>(sums) + tile * kLanes * kLanes, 64);
-  });
-}
 
 template <class V>
 struct FlashTiles {
@@ -40,8 +19,18 @@ struct FlashTiles {
 
   // s[key][16] of `count` <= 64 keys.
   static void scores(const int32_t* query, int width, const uint16_t* keys, size_t stride, int count, float* s) {
-    multiply_keys<V>(query, reinterpret_cast<const uint8_t*>(keys), stride * sizeof(uint16_t), width / kHalf, count, s,
-                     [](auto sum, auto own) { V::template dot_halves<sum, own, 6>(); });
+    const int tiles = ceil_div(count, kLanes);
+    V::shape({kLanes, kStepWords});
+    each_tile(tiles, [](auto tile) { V::template tile_zero<tile>(); });
+    for (int step = 0; step < width / kHalf; ++step, query += kStepWords * kLanes, keys += kHalf) {
+      V::template tile_load<6>(query, 64);
+      each_tile(tiles, [&](auto tile) {
+        constexpr int own = 4 + tile % 2;
+        V::template tile_load<own>(keys + tile * kLanes * stride, stride * sizeof(uint16_t));
+        V::template dot_halves<tile, own, 6>();
+      });
+    }
+    each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(s + tile * kLanes * kLanes, 64); });
   }
 
   // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c]; `values` are
@@ -124,54 +113,6 @@ struct FlashTiles {
     }
     V::template tile_store<tile>(o, bytes);
     V::template tile_store<tile + 1>(o + kLanes, bytes);
-  }
-};
-
-// In bytes: keys and weights of the softmax without sign, queries and values with one. Sums are those
-// of flash_bytes.h, bit for bit.
-template <class V>
-struct ByteTiles {
-  using F = typename V::F;
-  using I = typename V::I;
-  static constexpr int kSums = kLanes * kLanes;
-
-  // sums[key][16] over codes [first, last) of `count` <= 64 keys; query words [codes/4][16].
-  static void dots(const int32_t* query, const uint8_t* keys, size_t stride, int first, int last, int count,
-                   int32_t* sums) {
-    multiply_keys<V>(query + static_cast<size_t>(first / 4) * kLanes, keys + first, stride, (last - first) / 64, count,
-                     sums, [](auto sum, auto own) { V::template dot_byte_tiles<sum, own, 6, false, true>(); });
-  }
-
-  // Weights [fours][16], four keys to a word, as rows of 64 keys: into the tile that mix reads.
-  static void load_weights(const int32_t* quads, int fours) {
-    I rows[kLanes];
-    for (int t = 0; t < kLanes; ++t) rows[t] = t < fours ? V::load_int(quads + t * kLanes) : V::zero_int();
-    V::transpose(rows);
-    alignas(64) int32_t turned[kSums];
-    for (int r = 0; r < kLanes; ++r) V::store_int(turned + r * kLanes, rows[r]);
-    V::shape({kLanes, kStepWords});
-    V::template tile_load<4>(turned, 64);
-  }
-
-  // sums[part][row][16] of 64 columns in four parts; values [four keys][part][16], four keys to a word.
-  static void mix(const int32_t* values, int32_t* sums) {
-    constexpr size_t kBytes = 4 * kLanes * sizeof(int32_t);
-    V::template tile_load<6>(values, kBytes);
-    V::template tile_zero<0>();
-    V::template dot_byte_tiles<0, 4, 6, false, true>();
-    V::template tile_load<7>(values + kLanes, kBytes);
-    V::template tile_zero<1>();
-    V::template dot_byte_tiles<1, 4, 7, false, true>();
-    V::template tile_load<6>(values + 2 * kLanes, kBytes);
-    V::template tile_zero<2>();
-    V::template dot_byte_tiles<2, 4, 6, false, true>();
-    V::template tile_load<7>(values + 3 * kLanes, kBytes);
-    V::template tile_zero<3>();
-    V::template dot_byte_tiles<3, 4, 7, false, true>();
-    V::template tile_store<0>(sums, 64);
-    V::template tile_store<1>(sums + kSums, 64);
-    V::template tile_store<2>(sums + 2 * kSums, 64);
-    V::template tile_store<3>(sums + 3 * kSums, 64);
   }
 };
 

@@ -167,5 +167,25 @@ void load_latent(Format format, const uint8_t* place, float* x, const LatentLayo
   }
 }
 
+// Reads a token of codes as bf16 [C+R], by 32 columns: what is written behind the last is nobody's.
+template <class V>
+void load_halves(Format format, const uint8_t* place, uint16_t* x, const LatentLayout& layout) {
+  uint8_t unpacked[4096 + 2 * kLatentPack];
+  const uint8_t *codes = place, *scales = place + layout.code_bytes(format);
+  if (format == Format::kInt6) {
+    unpack_six(place, layout.codes_all, unpacked);
+    codes = unpacked;
+  }
+  for (int g = 0; g < layout.groups_all; ++g) {
+    const bool turned = g >= layout.groups_latent;
+    const int first = (turned ? g - layout.groups_latent : g) * kLatentGroup;
+    const int count = smaller(kLatentGroup, (turned ? layout.rope : layout.latent) - first);
+    uint16_t* out = x + (turned ? layout.latent : 0) + first;
+    const uint8_t* own = codes + layout.group_start(g);
+    const float scale = latent_scales().of[scales[g]];
+    for (int i = 0; i < count; i += 32) V::decode_codes(own + i, scale, out + i);
+  }
+}
+
 }  // namespace
 }  // namespace dsv2

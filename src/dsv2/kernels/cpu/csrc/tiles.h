@@ -155,7 +155,7 @@ void tile_groups(const uint8_t* weights, const int32_t* x, size_t next, int coun
     V::template tile_load<a>(x + group * next, kRow);
     V::template tile_load<b>(weights + group * kGroupBytes, 64);
     V::template tile_zero<group>();
-    V::template dot_byte_tiles<group, a, b, true, format == Format::kInt4>();
+    V::template dot_byte_tiles<group, a, b, format == Format::kInt4>();
   });
   each_tile(count, [&](auto group) { V::template tile_store<group>(sums + group * kTileSums, 64); });
 }
