@@ -1,7 +1,7 @@
 """What API and platform cost beside the bare engine: latency, CPU, throughput, memory.
 
     python -m benchmarks.serve_overhead                                 # pocket, some minutes
-    python -m benchmarks.serve_overhead --model FOLDER --dtype int4 --apart --only throughput
+    python -m benchmarks.serve_overhead --model FOLDER --dtype int4 --only throughput
 
 `dsv2 serve` runs in its processes and the bare engine, `dsv2.LLM`, in this one; they take turns
 with the same prompts, and figures are medians over rounds. The client is that of
@@ -19,14 +19,13 @@ throughput    tokens/s of 16 streams over those of the bare engine with the same
 many          1,000 streams at once: every one gets its whole answer or a plain 429 or 503, and
               API process and growth of the engine take less than 2 GiB.
 
---apart measures the bare engine before the server starts, where both do not fit into memory. Lines
-are added to benchmarks/results/serve_overhead.csv.
+Weights in 8 and 4 bits are in memory once for both. Lines are added to
+benchmarks/results/serve_overhead.csv.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import os
 import signal
@@ -131,34 +130,6 @@ class BareEngine:
         start = time.perf_counter()
         answers = self._llm.generate([list(prompt) for prompt in prompts], params)
         return sum(len(one.token_ids) for one in answers) / (time.perf_counter() - start)
-
-
-class Recorded:
-    """What a bare engine measured before, in the same order.
-
-    Args:
-        bare: measured here and now, as the figures will ask.
-        work: how much is asked.
-        only: names of the figures.
-    """
-
-    def __init__(self, bare: Bare, work: Work, only: Sequence[str]) -> None:
-        self._first: list[float] = []
-        self._rates: list[float] = []
-        if "first-token" in only:
-            firsts = itertools.islice(work.prompts(1), work.rounds + 1)
-            self._first = [bare.first_token(prompt) for prompt in firsts]
-        if "throughput" in only:
-            prompts = work.prompts(3)
-            for _ in range(work.rounds + 1):
-                own = list(itertools.islice(prompts, work.streams))
-                self._rates.append(bare.throughput(own, work.new))
-
-    def first_token(self, prompt: Sequence[int]) -> float:
-        return self._first.pop(0)
-
-    def throughput(self, prompts: Sequence[Sequence[int]], new: int) -> float:
-        return self._rates.pop(0)
 
 
 def stream(
@@ -357,12 +328,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     own.add_argument("--model", default="pocket", help="as for dsv2 serve")
+    own.add_argument("--label", help="what the table calls the model")
     own.add_argument("--dtype", default="auto", help="of the weights, on both sides")
     own.add_argument("--cache-tokens", type=int, help="on both sides")
     own.add_argument("--max-sequences", type=int, default=64, help="on both sides")
     own.add_argument("--threads", type=int, help="on both sides; one per core")
     own.add_argument("--only", default=",".join(FIGURES), help="comma-separated")
-    own.add_argument("--apart", action="store_true", help="the bare engine first, then the server")
     for name, kind in Work.__annotations__.items():
         own.add_argument(
             f"--{name.replace('_', '-')}", type=float if kind == "float" else int,
@@ -395,17 +366,15 @@ def main(words: Sequence[str] | None = None) -> int:
     machine = look(options.threads or available_threads())
     needs_bare = {"first-token", "throughput"} & set(only)
     bare: Any = BareEngine(options.model, **same) if needs_bare else None
-    if options.apart and needs_bare:
-        bare = Recorded(bare, work, only)
-        gc.collect()
     figures: list[Figure] = []
     if real := [name for name in only if name != FAST]:
         figures += served_by("dsv2", options, same, work, bare, real)
     if FAST in only:
         os.environ[STEP] = str(1 / 100)
         figures += served_by("benchmarks.peers.no_engine", options, same, work, bare, [FAST])
-    show(f"{options.model}: {machine.commit}, {machine.machine}, {machine.date}", figures)
-    about = {"model": options.model, "dtype": options.dtype, "rounds": work.rounds}
+    label = options.label or options.model
+    show(f"{label}: {machine.commit}, {machine.machine}, {machine.date}", figures)
+    about = {"model": label, "dtype": options.dtype, "rounds": work.rounds}
     append_csv(options.csv, machine, about, figures)
     return 0 if all(one.is_within is not False for one in figures) else 1
 

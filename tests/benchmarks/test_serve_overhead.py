@@ -26,7 +26,7 @@ from benchmarks.peers.server import (
     resident_bytes,
     serving,
 )
-from benchmarks.serve_overhead import BareEngine, Recorded, Work, measure, wait_for
+from benchmarks.serve_overhead import BareEngine, Work, measure, wait_for
 from tests.service.fake_openai import (
     DONE,
     FakeServer,
@@ -142,25 +142,6 @@ def test_the_outcome_of_a_great_many() -> None:
     assert memory.limit == 2048
 
 
-def test_a_bare_engine_that_was_measured_before() -> None:
-    """Asks and gives the same, in the same order, as one that is measured in turns."""
-
-    class Counting(FakeBare):
-        def first_token(self, prompt: Sequence[int]) -> float:
-            return super().first_token(prompt) * len(self.prompts)
-
-    here, before = Counting(), Counting()
-    turns, _ = figures(answer, "first-token", here)
-    recorded = Recorded(before, WORK, ["first-token"])
-    apart, _ = figures(answer, "first-token", recorded)
-    assert here.prompts == before.prompts
-    assert turns[0].bare == apart[0].bare == pytest.approx(2.5)
-    recorded = Recorded(before, WORK, ["throughput"])
-    found, seen = figures(answer, "throughput", recorded)
-    assert found[0].bare == 1000
-    assert sorted(one.body["prompt"] for one in seen) == sorted(before.prompts[3:])
-
-
 @pytest.mark.slow
 def test_the_bare_engine(tiny_folder: Path) -> None:
     bare = BareEngine(str(tiny_folder), max_sequences=4, threads=1, cache_tokens=1024)
@@ -264,8 +245,9 @@ def test_from_the_command_line_to_the_file(
     words = ["--rounds", "1", "--prompt", "5", "--new", "6", "--streams", "4", "--many", "5",
              "--few", "2", "--dtype", "int4", "--threads", "1", "--csv", str(target)]  # fmt: skip
     assert serve_overhead.main([*words, "--only", "first-token,many"]) == 0
-    assert serve_overhead.main([*words, "--only", "throughput", "--apart"]) == 1
+    assert serve_overhead.main([*words, "--only", "throughput", "--label", "named"]) == 1
     shown = capsys.readouterr().out
+    assert "named: abc, CPU" in shown and "pocket: abc, CPU" in shown
     assert "first token after the bare engine's" in shown
     assert "NO" in shown  # 24 tokens in 50 ms are not 1000 tokens/s
     same = {"dtype": "int4", "max_sequences": 64, "threads": 1}
