@@ -87,14 +87,21 @@ def interleave(weight: QuantTensor) -> InterleavedTensor:
 
 
 def deinterleave(weight: InterleavedTensor) -> QuantTensor:
-    """The inverse of :func:`interleave`, on the device where the weight lies."""
+    """The inverse of :func:`interleave`, on the device where the weight lies.
+
+    Codes are turned matrix by matrix: what that takes is small beside a stack of experts.
+    """
     kind, rows = SCHEMES[weight.scheme], weight.rows
-    words = weight.codes.transpose(-3, -2).flatten(-4, -3)[..., :rows, :, :]  # .. rows words 4
-    if kind.bits == 4:
-        eight = torch.cat((words & 15, words >> 4), -1).flatten(-2)  # .. rows columns
-        codes = eight[..., 0::2] | eight[..., 1::2] << 4
-    else:
-        codes = words.flatten(-2) ^ 128
+    *stack, columns = weight.shape
+    codes = weight.codes.new_empty((*stack, columns * kind.bits // 8))
+    matrices = weight.codes.view(-1, *weight.codes.shape[-4:])
+    for own, blocks in zip(codes.view(-1, *codes.shape[-2:]), matrices, strict=True):
+        words = blocks.transpose(1, 2).flatten(0, 1)[:rows]  # rows words 4
+        if kind.bits == 4:
+            eight = torch.cat((words & 15, words >> 4), -1).flatten(-2)  # rows columns
+            own.copy_(eight[:, 0::2] | eight[:, 1::2] << 4)
+        else:
+            own.copy_(words.flatten(1) ^ 128)
     return QuantTensor(
         weight.scheme,
         codes,

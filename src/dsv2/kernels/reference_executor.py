@@ -90,7 +90,9 @@ class ReferenceExecutor:
         """The layer in fp32."""
         names = ("wkv_a", "wkv_b", "wo", "wq", "wq_a", "wq_b")
         wide: dict[str, Any] = {
-            name: dequantise(value) for name in names if (value := getattr(layer, name)) is not None
+            name: dequantise(by_rows(value))
+            for name in names
+            if (value := getattr(layer, name)) is not None
         }
         return replace(layer, **wide)
 

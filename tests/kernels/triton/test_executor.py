@@ -15,7 +15,8 @@ from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine.cache import allocate_cache
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.executor import Executor, RoutingShape, make_executor
-from dsv2.kernels.formats import SCHEMES, Weight
+from dsv2.kernels.formats import SCHEMES, QuantTensor
+from dsv2.kernels.interleaved import StoredWeight, interleave
 from dsv2.kernels.offload import OffloadExecutor
 from dsv2.kernels.reference_executor import choose_experts as choose_readably
 from dsv2.kernels.triton import attention
@@ -187,17 +188,19 @@ def test_deterministic_products_do_not_depend_on_the_rows_beside() -> None:
 
 def fetch_of(config: ModelConfig, weights: str) -> Fetch:
     """Parameters in a format, as a checkpoint of it has them; the same ones every time."""
-    numbers, kept = Draw(weights, seed=2), dict[str, Weight]()
+    numbers, kept = Draw(weights, seed=2), dict[str, StoredWeight]()
     sizes = parameter_shapes(config)
 
-    def fetch(name: str) -> Weight:
+    def fetch(name: str) -> StoredWeight:
         shape = sizes[name]
         if name not in kept and len(shape) == 1:
             kept[name] = numbers.norm(*shape)
         elif name not in kept and (
             weights in SCHEMES and is_quantised(name, shape, SCHEMES[weights])
         ):
-            kept[name] = numbers.weight(*shape)
+            drawn = numbers.weight(*shape)
+            assert isinstance(drawn, QuantTensor)
+            kept[name] = interleave(drawn)
         elif name not in kept:
             kept[name] = numbers.normal(*shape, scale=shape[-1] ** -0.5)
         return kept[name]
@@ -238,6 +241,17 @@ def test_whole_models_compute_what_the_reference_does(
         steps = [model(batch.to(model.device), cache)[0].cpu() for batch in (prompts, more)]
         found.append(torch.cat(steps))
     close(found[0], found[1], 1e-4 if weights == cache_format == "float32" else 3e-2)
+
+
+@pytest.mark.parametrize("weights", list(SCHEMES))
+def test_interleaved_rows_are_turned_back(weights: str) -> None:
+    matrix = Draw(weights).weight(3, 40, 128)
+    assert isinstance(matrix, QuantTensor)
+    executor = TritonExecutor(DEVICE)
+    expected = executor.pack_linear(matrix)
+    for name, part in vars(executor.pack_linear(interleave(matrix))).items():
+        other = getattr(expected, name)
+        assert part == other if name == "scheme" else torch.equal(part, other), name
 
 
 @pytest.mark.parametrize(
