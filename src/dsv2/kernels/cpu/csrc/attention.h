@@ -177,6 +177,14 @@ class Attention {
     return set;
   }
 
+  // Rows [row, row + rows) of one head as a tile of queries.
+  void pack_queries(int32_t* words, int row, int rows, int head) const {
+    if (rows < kLanes) std::memset(words, 0, Kernel::words(query_width()) * sizeof(int32_t));
+    for (int r = 0; r < rows; ++r) {
+      Kernel::pack(words, r, q_ + (row + r) * q_stride_ + head * query_width(), query_width(), 0);
+    }
+  }
+
   float* scratch(const Team& team) const { return scratch_ + team.member() * scratch_words_; }
 };
 
@@ -259,7 +267,7 @@ void Attention<V, bf16>::plan(int threads) {
     const size_t rows = static_cast<size_t>(ceil_div(longest_, kLanes)) * kLanes * H;
     tile_o_ = arena_.take<float>(rows * value_width_);
     tile_ml_ = arena_.take<float>(rows * 2);
-    scratch_words_ += Kernel::words(query_width());
+    scratch_words_ += kTogether * Kernel::words(query_width());
   }
   scratch_words_ = (scratch_words_ + 63) / 64 * 64;
   scratch_ = arena_.take<float>(scratch_words_ * threads);

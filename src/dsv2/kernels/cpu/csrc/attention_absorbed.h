@@ -65,20 +65,19 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
       const Tile& tile = tiles_[part_list_[item].tile];
       const int b = tile.sequence;
       const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
-      alignas(64) int32_t limits[kLanes];
-      int smallest = INT32_MAX, largest = 0;
+      float* ml = part_ml_ + item * 2 * kLanes;
+      int32_t* query = queries_ + part_list_[item].tile * query_words();
+      QueryTile own{query, {}, INT32_MAX, tile.rows, {part_o_ + item * kLanes * value_columns(), ml, ml + kLanes}};
+      int largest = 0;
       for (int r = 0; r < kLanes; ++r) {
         const int row = tile.first_row + smaller(r, tile.rows - 1);
-        limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
-        smallest = smaller(smallest, limits[r]);
-        largest = largest > limits[r] ? largest : limits[r];
+        own.limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
+        own.smallest_limit = smaller(own.smallest_limit, own.limits[r]);
+        largest = largest > own.limits[r] ? largest : own.limits[r];
       }
-      const TileState state{part_o_ + item * kLanes * value_columns(), part_ml_ + item * 2 * kLanes,
-                            part_ml_ + item * 2 * kLanes + kLanes};
-      clear<V>(state, value_columns());
+      clear<V>(own.state, value_columns());
       const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
       float* work = scratch(team);
-      int32_t* query = queries_ + part_list_[item].tile * query_words();
       for (int key = begin; key < end; key += kPage) {
         const int count = smaller(kPage, end - key);
         if (coded()) {
@@ -86,15 +85,14 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
           uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
           size_t stride;
           const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
-          Bytes::block(query, layout_, codes, stride, scales, key, count, limits, smallest, tile.rows, layer_.scale,
-                       state, work);
+          Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work);
           continue;
         }
         const uint8_t* next = key + kPage < end ? page(b, key / kPage + 1) : nullptr;
         const Element* keys =
             page_elements(b, key / kPage, count, next, reinterpret_cast<Element*>(work + Kernel::kScratch));
-        Kernel::block(query, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count, limits,
-                      smallest, tile.rows, layer_.scale, state, work);
+        Kernel::block(&own, 1, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
+                      layer_.scale, work);
       }
     }
   });

@@ -12,7 +12,10 @@ template <class V, bool bf16>
 void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
   const int H = layer_.heads, C = layer_.latent, R = layer_.rope, N = layer_.nope;
   const int begin = batch_.cu_q[b], q_len = batch_.cu_q[b + 1] - begin, kv_len = batch_.kv_len[b];
-  const int tiles = ceil_div(q_len, kLanes);
+  // As many tiles of queries go over the keys together as leave parts enough for the threads.
+  const int tiles = ceil_div(q_len, kLanes), parts = 4 * team.size();
+  const int together = H * tiles >= kTogether * parts ? kTogether : H * tiles >= 2 * parts ? 2 : 1;
+  const int groups = ceil_div(tiles, together);
   const size_t row_words = kLanes * value_width_;
   const Matrix &uk = *layer_.w_uk, &uv = *layer_.w_uv;
   const int uk_units = units(uk), per_head = uk_units + units(uv);
@@ -52,30 +55,40 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
         }
       }
     });
-    team.each(static_cast<int64_t>(H) * tiles, 1, [&](int64_t first, int64_t last) {
+    team.each(static_cast<int64_t>(H) * groups, 1, [&](int64_t first, int64_t last) {
       float* work = scratch(team);
-      int32_t* query = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
+      int32_t* queries = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
       for (int64_t i = first; i < last; ++i) {
         // Late tiles see the most keys: they go first, so that nobody ends alone with one.
-        const int h = i % H, tile = tiles - 1 - i / H;
-        const int q0 = tile * kLanes, rows = smaller(kLanes, q_len - q0);
-        alignas(64) int32_t limits[kLanes];
-        for (int r = 0; r < kLanes; ++r) limits[r] = kv_len - q_len + q0 + smaller(r, rows - 1) + 1;
-        const size_t place = static_cast<size_t>(h) * tiles + tile;
-        const TileState state{tile_o_ + place * row_words, tile_ml_ + place * 2 * kLanes,
-                              tile_ml_ + place * 2 * kLanes + kLanes};
-        if (start == 0) clear<V>(state, value_width_);
-        const int end = smaller(limits[kLanes - 1], start + count);
-        if (end <= start) continue;
-        if (rows < kLanes) std::memset(query, 0, Kernel::words(query_width()) * sizeof(int32_t));
-        for (int r = 0; r < rows; ++r) {
-          Kernel::pack(query, r, q_ + (begin + q0 + r) * q_stride_ + h * query_width(), query_width(), 0);
-        }
-        for (int key = start; key < end; key += kPage) {
+        const int h = i % H, group = groups - 1 - i / H;
+        const auto over = [&](const QueryTile* those, int number, int key, int end) {
           const size_t from = static_cast<size_t>(h) * kStretch + key - start;
-          Kernel::block(query, query_width(), keys_ + from * key_width_, key_width_,
-                        values_ + from * value_width_, value_width_, value_width_, key,
-                        smaller(kPage, end - key), limits, limits[0], rows, layer_.scale, state, work);
+          Kernel::block(those, number, query_width(), keys_ + from * key_width_, key_width_,
+                        values_ + from * value_width_, value_width_, value_width_, key, smaller(kPage, end - key),
+                        layer_.scale, work);
+        };
+        QueryTile own[kTogether];
+        int ends[kTogether], used = 0, shared = start + count;
+        for (int tile = group * together; tile < smaller((group + 1) * together, tiles); ++tile) {
+          const size_t place = static_cast<size_t>(h) * tiles + tile;
+          float* ml = tile_ml_ + place * 2 * kLanes;
+          int32_t* words = queries + used * Kernel::words(query_width());
+          QueryTile& one = own[used] = {words, {}, 0, smaller(kLanes, q_len - tile * kLanes),
+                                        {tile_o_ + place * row_words, ml, ml + kLanes}};
+          if (start == 0) clear<V>(one.state, value_width_);
+          const int seen = kv_len - q_len + tile * kLanes;
+          for (int r = 0; r < kLanes; ++r) one.limits[r] = seen + smaller(r, one.rows - 1) + 1;
+          one.smallest_limit = one.limits[0];
+          ends[used] = smaller(one.limits[kLanes - 1], start + count);
+          if (ends[used] <= start) continue;
+          pack_queries(words, begin + tile * kLanes, one.rows, h);
+          shared = smaller(shared, ends[used++]);
+        }
+        if (used == 0) continue;
+        int key = start;
+        for (; key + kPage <= shared; key += kPage) over(own, used, key, shared);
+        for (int t = 0; t < used; ++t) {
+          for (int rest = key; rest < ends[t]; rest += kPage) over(own + t, 1, rest, ends[t]);
         }
       }
     });

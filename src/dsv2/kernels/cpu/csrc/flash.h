@@ -28,6 +28,17 @@ struct TileState {
   float* l;  // [16]
 };
 
+constexpr int kTogether = 4;  // tiles of queries that go over keys together, for keys to stay in cache
+
+// A tile of queries on its way over the keys: row r sees positions below limits[r].
+struct QueryTile {
+  const int32_t* words;
+  alignas(64) int32_t limits[kLanes];
+  int smallest_limit;
+  int rows;  // lanes in use
+  TileState state;
+};
+
 template <class V>
 void clear(const TileState& state, int values) {
   __builtin_memset(state.o, 0, sizeof(float) * kLanes * values);
@@ -111,25 +122,43 @@ struct Flash {
     for (int n = 0; n < N; ++n) V::store(out + n * kLanes, acc[n]);
   }
 
-  // Adds `count` <= 64 keys from position `first` on to the state. Row r sees positions below
-  // limits[r]. rows: how many lanes are in use. scratch: kScratch words. Keys are readable up to a
-  // multiple of 16, whatever stands there.
+  // Scratch of a call, in words.
   static constexpr size_t kScratch = kPage * kLanes * 2 + kPage * kLanes * 2;
 
-  static void block(const int32_t* query, int width, const Element* keys, size_t key_stride,
-                    const Element* values_in, size_t value_stride, int values, int first, int count,
-                    const int32_t* limits, int smallest_limit, int rows, float scale,
-                    const TileState& state, float* scratch) {
-    float* s = scratch;
-    alignas(64) float factors[kLanes];
+  // Adds 64 keys, or fewer at the end of one tile, from position `first` on to the states of up to
+  // kTogether tiles. Keys are readable up to a multiple of 16, whatever stands there.
+  static void block(const QueryTile* tiles, int tile_count, int width, const Element* keys, size_t key_stride,
+                    const Element* values_in, size_t value_stride, int values, int first, int count, float scale,
+                    float* scratch) {
     if constexpr (bf16 && V::kMatrixUnit) {
       if (FlashTiles<V>::takes(width)) {
-        FlashTiles<V>::scores(query, width, keys, key_stride, count, s);
-        soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
-        FlashTiles<V>::mix(s, values_in, value_stride, values, count, factors, state.o);
+        float* s = scratch;
+        int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);
+        float* outputs[kTogether];
+        for (int i = 0; i < tile_count; ++i) {
+          const QueryTile& tile = tiles[i];
+          alignas(64) float factors[kLanes];
+          FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
+          soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
+          FlashTiles<V>::turn(s, count, weights + i * FlashTiles<V>::kWeights);
+          FlashTiles<V>::scale(factors, values, tile.state.o);
+          outputs[i] = tile.state.o;
+        }
+        FlashTiles<V>::mix(weights, outputs, tile_count, values_in, value_stride, values, count);
         return;
       }
     }
+    for (int i = 0; i < tile_count; ++i) {
+      one(tiles[i], width, keys, key_stride, values_in, value_stride, values, first, count, scale, scratch);
+    }
+  }
+
+ private:
+  static void one(const QueryTile& tile, int width, const Element* keys, size_t key_stride, const Element* values_in,
+                  size_t value_stride, int values, int first, int count, float scale, float* scratch) {
+    const int32_t* query = tile.words;
+    float* s = scratch;
+    alignas(64) float factors[kLanes];
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
@@ -137,21 +166,20 @@ struct Flash {
     }
     for (; n < count; ++n) scores<1>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
 
-    soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
+    soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
     if constexpr (bf16) {
       int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);  // [count/2][16] pairs
       for (n = 0; n < count; n += 2) {
         const F odd = n + 1 < count ? V::load(s + (n + 1) * kLanes) : V::zero();
         V::store_int(weights + n / 2 * kLanes, V::pair_bf16(V::load(s + n * kLanes), odd));
       }
-      mix_pairs(weights, values_in, value_stride, values, count, rows, factors, state.o,
+      mix_pairs(weights, values_in, value_stride, values, count, tile.rows, factors, tile.state.o,
                 reinterpret_cast<int32_t*>(s));
     } else {
-      mix_floats(s, values_in, value_stride, values, count, rows, factors, state.o);
+      mix_floats(s, values_in, value_stride, values, count, tile.rows, factors, tile.state.o);
     }
   }
 
- private:
   static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;  // rows of the output mixed at once
 
   // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c].

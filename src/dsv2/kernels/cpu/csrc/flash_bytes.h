@@ -98,8 +98,8 @@ struct FlashBytes {
   // Adds `count` <= 64 keys, as Flash::block does. keys: 8-bit codes with 128 added, `stride` apart;
   // key_scales [count][groups].
   static void block(int32_t* query, const LatentLayout& layout, const uint8_t* keys, size_t stride,
-                    const float* key_scales, int first, int count, const int32_t* limits, int smallest_limit,
-                    int rows, float scale, const TileState& state, float* scratch) {
+                    const float* key_scales, int first, int count, const QueryTile& tile, float scale,
+                    float* scratch) {
     float* s = scratch;
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
@@ -110,14 +110,14 @@ struct FlashBytes {
       scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
     }
     alignas(64) float factors[kLanes];
-    soften<V>(s, first, count, limits, smallest_limit, scale, state, factors);
+    soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
     float* weighted = s + kPage * kLanes;
     int32_t* quads = reinterpret_cast<int32_t*>(weighted + kPage * kLanes);  // [count/4][16]
     for (int g = 0; g < layout.groups_latent; ++g) {
       alignas(64) float steps[kLanes];
       round_weights(s, key_scales + g, layout.groups_all, count, weighted, quads, steps);
-      mix(quads, keys, stride, layout.group_start(g), layout.group_end(g), layout.codes_latent, count, rows,
-          factors, steps, state.o);
+      mix(quads, keys, stride, layout.group_start(g), layout.group_end(g), layout.codes_latent, count, tile.rows,
+          factors, steps, tile.state.o);
     }
   }
 

@@ -33,43 +33,57 @@ struct FlashTiles {
     each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(s + tile * kLanes * kLanes, 64); });
   }
 
-  // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c]; `values` are
-  // columns, a multiple of 32.
-  static void mix(const float* weights, const uint16_t* values_in, size_t stride, int values, int count,
-                  const float* factors, float* o) {
-    const bool both = count > kHalf;
-    alignas(64) int32_t rows[2][kLanes * kLanes];
-    turn(weights, count, rows[0]);
-    if (both) turn(weights + kHalf * kLanes, count - kHalf, rows[1]);
+  // Weights [count][16] of a block as tiles [2][16][16] of bf16: rows of 32 keys, zero behind the last.
+  static void turn(const float* weights, int count, int32_t* tiles) {
+    half(weights, count, tiles);
+    if (count > kHalf) half(weights + kHalf * kLanes, count - kHalf, tiles + kTile);
+  }
+
+  // o[16][values], row by row times its factor.
+  static void scale(const float* factors, int values, float* o) {
     for (int r = 0; r < kLanes; ++r) {
       if (factors[r] == 1.0f) continue;
       const F factor = V::set(factors[r]);
       float* row = o + static_cast<size_t>(r) * values;
       for (int c = 0; c < values; c += kLanes) V::store(row + c, V::mul(V::load(row + c), factor));
     }
+  }
+
+  // outputs[i][r][c] += sum over `count` keys of weight[i][key][r] * value[key][c], for `turned` weights
+  // of several tiles of queries; `values` are columns, a multiple of 32.
+  static void mix(const int32_t* weights, float* const* outputs, int tiles, const uint16_t* values_in, size_t stride,
+                  int values, int count) {
+    const bool both = count > kHalf;
     V::shape({kLanes, kStepWords});
-    V::template tile_load<4>(rows[0], 64);
-    V::template tile_load<5>(rows[both ? 1 : 0], 64);
-    alignas(64) int32_t pairs[2][kColumns];
+    alignas(64) int32_t pairs[2][4 * kTile];
     pair(values_in, stride, count, pairs[0]);
     const size_t bytes = static_cast<size_t>(values) * sizeof(float);
     for (int c = 0; c < values; c += kHalf) {
       // One ahead of their use: a tile cannot be loaded from stores that are still under way.
       const int32_t* own = pairs[c / kHalf % 2];
       if (c + kHalf < values) pair(values_in + c + kHalf, stride, count, pairs[(c / kHalf + 1) % 2]);
-      if (c / kHalf % 2) {
-        add<2>(own, both, o + c, bytes);
-      } else {
-        add<0>(own, both, o + c, bytes);
+      V::template tile_load<4>(own, 64);
+      V::template tile_load<5>(own + kTile, 64);
+      if (both) {
+        V::template tile_load<6>(own + 2 * kTile, 64);
+        V::template tile_load<7>(own + 3 * kTile, 64);
+      }
+      for (int i = 0; i < tiles; ++i) {
+        if (tiles > 1 || c == 0) {
+          V::template tile_load<2>(weights + i * kWeights, 64);
+          if (both) V::template tile_load<3>(weights + i * kWeights + kTile, 64);
+        }
+        add(outputs[i] + c, bytes, both);
       }
     }
   }
 
- private:
-  static constexpr int kColumns = 4 * kLanes * kLanes;  // words: 32 columns of 64 values, in four tiles
+  static constexpr int kWeights = 2 * kLanes * kLanes;  // words of a tile of queries
 
-  // Weights [count][16] of up to 32 keys as bf16 rows of 32.
-  static void turn(const float* weights, int count, int32_t* rows) {
+ private:
+  static constexpr int kTile = kLanes * kLanes;  // words
+
+  static void half(const float* weights, int count, int32_t* rows) {
     I pairs[kLanes];
     for (int t = 0; t < kLanes; ++t) {
       const F even = 2 * t < count ? V::load(weights + 2 * t * kLanes) : V::zero();
@@ -96,23 +110,18 @@ struct FlashTiles {
     }
   }
 
-  template <int tile>
-  static void add(const int32_t* pairs, bool both, float* o, size_t bytes) {
-    constexpr int kTile = kLanes * kLanes;
-    V::template tile_load<tile>(o, bytes);
-    V::template tile_load<tile + 1>(o + kLanes, bytes);
-    V::template tile_load<6>(pairs, 64);
-    V::template dot_halves<tile, 4, 6>();
-    V::template tile_load<7>(pairs + kTile, 64);
-    V::template dot_halves<tile + 1, 4, 7>();
+  // 32 columns of an output: weights in tiles 2 and 3, values in 4 to 7.
+  static void add(float* o, size_t bytes, bool both) {
+    V::template tile_load<0>(o, bytes);
+    V::template tile_load<1>(o + kLanes, bytes);
+    V::template dot_halves<0, 2, 4>();
+    V::template dot_halves<1, 2, 5>();
     if (both) {
-      V::template tile_load<6>(pairs + 2 * kTile, 64);
-      V::template dot_halves<tile, 5, 6>();
-      V::template tile_load<7>(pairs + 3 * kTile, 64);
-      V::template dot_halves<tile + 1, 5, 7>();
+      V::template dot_halves<0, 3, 6>();
+      V::template dot_halves<1, 3, 7>();
     }
-    V::template tile_store<tile>(o, bytes);
-    V::template tile_store<tile + 1>(o + kLanes, bytes);
+    V::template tile_store<0>(o, bytes);
+    V::template tile_store<1>(o + kLanes, bytes);
   }
 };
 
