@@ -260,13 +260,18 @@ def test_weights_in_blocks_are_kept_for_as_long_as_they_are_used() -> None:
     assert codes() is None
 
 
-def test_weights_in_blocks_must_lie_together() -> None:
+def test_weights_in_blocks_must_be_as_they_say() -> None:
     matrix = Draw("int8").weight(32, 64)
     assert isinstance(matrix, QuantTensor)
     blocks = interleave(matrix)
-    odd = replace(blocks, codes=blocks.codes.transpose(-1, -2))
-    with pytest.raises(ValueError, match="must be contiguous"):
-        CpuExecutor(1).pack_linear(odd)
+    wrong = [
+        replace(blocks, codes=blocks.codes.transpose(0, 1).contiguous().transpose(0, 1)),
+        replace(blocks, rows=33),
+        replace(blocks, row_scales=blocks.row_scales.double()),
+    ]
+    for one, name in zip(wrong, ("codes", "codes", "row_scales"), strict=True):
+        with pytest.raises(ValueError, match=rf"{name} of a weight .* is needed, contiguous"):
+            CpuExecutor(1).pack_linear(one)
 
 
 @pytest.mark.parametrize("weights", FORMATS)

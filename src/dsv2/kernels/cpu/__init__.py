@@ -18,7 +18,12 @@ from torch import Tensor
 
 from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
 from dsv2.kernels.formats import SCHEMES, BlockTensor, QuantTensor, Weight, dequantise
-from dsv2.kernels.interleaved import InterleavedTensor, StoredWeight, by_rows
+from dsv2.kernels.interleaved import (
+    InterleavedTensor,
+    StoredWeight,
+    by_rows,
+    interleaved_shapes,
+)
 from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import BackendError, implements
 from dsv2.ragged import RaggedBatch
@@ -179,11 +184,11 @@ class CpuExecutor:
         count = weight.shape[0] if len(weight.shape) == 3 else 1
         rows, columns = weight.shape[-2:]
         if isinstance(weight, InterleavedTensor):
+            parts = _checked_parts(weight)
+            codes, scales, row_scales = (part.data_ptr() for part in parts)
             return self._kernels.use(
-                format=_FORMATS[weight.scheme], count=count, rows=rows, cols=columns,
-                codes=_whole(weight.codes), scales=_whole(weight.scales),
-                row_scales=_whole(weight.row_scales),
-                owner=(weight.codes, weight.scales, weight.row_scales),
+                format=_FORMATS[weight.scheme], count=count, rows=rows, cols=columns, codes=codes,
+                scales=scales, row_scales=row_scales, owner=parts,
             )  # fmt: skip
         return self._pack(weight, count, rows, columns, rows * columns, columns, 1, rows, 0)
 
@@ -335,10 +340,17 @@ def _wide(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
 
 
-def _whole(tensor: Tensor) -> int:
-    if not tensor.is_contiguous():
-        raise ValueError("weights that are used as they are must be contiguous")
-    return tensor.data_ptr()
+def _checked_parts(weight: InterleavedTensor) -> tuple[Tensor, ...]:
+    """Codes and scales, as C++ will index them."""
+    wanted = interleaved_shapes(tuple(weight.shape), SCHEMES[weight.scheme])
+    for name, (shape, dtype) in wanted.items():
+        part = getattr(weight, name)
+        if tuple(part.shape) != shape or part.dtype != dtype or not part.is_contiguous():
+            raise ValueError(
+                f"{name} of a weight {tuple(weight.shape)} in blocks is {part.dtype} "
+                f"{tuple(part.shape)}, {dtype} {shape} is needed, contiguous"
+            )
+    return weight.codes, weight.scales, weight.row_scales
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -123,7 +123,7 @@ struct Flash {
   }
 
   // Scratch of a call, in words.
-  static constexpr size_t kScratch = kPage * kLanes * 2 + kPage * kLanes * 2;
+  static constexpr size_t kScratch = kTogether * kPage * kLanes * 2;
 
   // Adds 64 keys, or fewer at the end of one tile, from position `first` on to the states of up to
   // kTogether tiles. Keys are readable up to a multiple of 16, whatever stands there.
@@ -132,13 +132,21 @@ struct Flash {
                     float* scratch) {
     if constexpr (bf16 && V::kMatrixUnit) {
       if (FlashTiles<V>::takes(width)) {
-        float* s = scratch;
-        int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);
+        constexpr int kScores = kPage * kLanes;
+        int32_t* weights = reinterpret_cast<int32_t*>(scratch + kTogether * kScores);
         float* outputs[kTogether];
+        const int paired = count == kPage ? tile_count / 2 * 2 : 0;
+        for (int half = 0; half < 2; ++half) {
+          for (int i = 0; i < paired; i += 2) {
+            FlashTiles<V>::half_scores(tiles[i].words, tiles[i + 1].words, width, keys, key_stride, half,
+                                       scratch + i * kScores, scratch + (i + 1) * kScores);
+          }
+        }
         for (int i = 0; i < tile_count; ++i) {
           const QueryTile& tile = tiles[i];
+          float* s = scratch + i * kScores;
           alignas(64) float factors[kLanes];
-          FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
+          if (i >= paired) FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
           soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
           FlashTiles<V>::turn(s, count, weights + i * FlashTiles<V>::kWeights);
           FlashTiles<V>::scale(factors, values, tile.state.o);

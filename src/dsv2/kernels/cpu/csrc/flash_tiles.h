@@ -33,6 +33,33 @@ struct FlashTiles {
     each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(s + tile * kLanes * kLanes, 64); });
   }
 
+  // The same of 64 keys for two tiles of queries: every tile that is loaded meets two others. Keys
+  // [32 half, 32 half + 32).
+  static void half_scores(const int32_t* first, const int32_t* second, int width, const uint16_t* keys, size_t stride,
+                          int half, float* s, float* t) {
+    constexpr int kWords = kStepWords * kLanes;
+    const size_t bytes = stride * sizeof(uint16_t);
+    keys += static_cast<size_t>(half) * 2 * kLanes * stride;
+    V::shape({kLanes, kStepWords});
+    each_tile(4, [](auto tile) { V::template tile_zero<tile>(); });
+    for (int step = 0; step < width / kHalf; ++step, keys += kHalf) {
+      V::template tile_load<4>(keys, bytes);
+      V::template tile_load<6>(first + static_cast<size_t>(step) * kWords, 64);
+      V::template dot_halves<0, 4, 6>();
+      V::template tile_load<7>(second + static_cast<size_t>(step) * kWords, 64);
+      V::template dot_halves<1, 4, 7>();
+      V::template tile_load<5>(keys + kLanes * stride, bytes);
+      V::template dot_halves<2, 5, 6>();
+      V::template dot_halves<3, 5, 7>();
+    }
+    s += half * 2 * kTile;
+    t += half * 2 * kTile;
+    V::template tile_store<0>(s, 64);
+    V::template tile_store<1>(t, 64);
+    V::template tile_store<2>(s + kTile, 64);
+    V::template tile_store<3>(t + kTile, 64);
+  }
+
   // Weights [count][16] of a block as tiles [2][16][16] of bf16: rows of 32 keys, zero behind the last.
   static void turn(const float* weights, int count, int32_t* tiles) {
     half(weights, count, tiles);
