@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.checkpoint.buffers import Buffers
-
 MAX_HEADER_BYTES = 100_000_000
 ALIGNMENT = 64
 """What a header's length in our files is a multiple of, for mapped tensors to start on a line."""
@@ -115,10 +113,10 @@ class SafetensorsFile:
             for _ in pool.map(fill, parts):
                 pass
 
-    def read(self, name: str, buffers: Buffers | None = None) -> Tensor:
-        """Tensor ``name`` on the CPU in its own dtype, in memory of ``buffers`` where given."""
+    def read(self, name: str) -> Tensor:
+        """Tensor ``name`` on the CPU in its own dtype."""
         entry = self.entries[name]
-        tensor = (buffers or Buffers()).take(entry.shape, _STATE_DTYPES[entry.dtype])
+        tensor = torch.empty(entry.shape, dtype=_STATE_DTYPES[entry.dtype], device="cpu")
         self.read_into(name, tensor)
         return tensor
 

@@ -11,10 +11,8 @@ from dsv2.checkpoint.fp8 import FP8, is_fp8
 from dsv2.checkpoint.quantised import is_quantised
 from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.kernels.formats import FP8_BLOCK, SCHEMES
+from dsv2.kernels.interleaved import LANES
 from dsv2.model.config import ModelConfig
-
-_ROWS = 16
-"""Rows of a packed matrix are interleaved by so many and padded to a multiple."""
 
 
 @lru_cache(maxsize=64)
@@ -67,7 +65,7 @@ def _kind(config: ModelConfig, name: str, shape: tuple[int, ...], weights: str) 
 
 
 def _matrix_bytes(rows: int, columns: int, kind: str) -> float:
-    padded = -(-rows // _ROWS) * _ROWS
+    padded = -(-rows // LANES) * LANES
     if kind in SCHEMES:
         return padded * columns * SCHEMES[kind].bits_per_weight(columns) / 8
     return padded * columns * {"float32": 4, "bfloat16": 2}[kind]

@@ -42,11 +42,10 @@ struct FlashBytes {
     int8_t* bytes = reinterpret_cast<int8_t*>(tile);
     for (int g = 0; g < layout.groups_all; ++g) {
       const bool turned = g >= layout.groups_latent;
-      const int first = (turned ? g - layout.groups_latent : g) * kLatentGroup;
-      const int count = smaller(kLatentGroup, (turned ? layout.rope : layout.latent) - first);
+      const float* own = turned ? rope + (layout.column(g) - layout.latent) : latent + layout.column(g);
       const int start = layout.group_start(g), padded = layout.group_end(g) - start;
       float wide[kLatentGroup] = {};
-      std::memcpy(wide, (turned ? rope : latent) + first, sizeof(float) * count);
+      std::memcpy(wide, own, sizeof(float) * layout.columns(g));
       F most = V::zero(), check = V::zero();
       for (int i = 0; i < padded; i += kLanes) {
         const F v = V::load(wide + i);

@@ -41,6 +41,13 @@ struct LatentLayout {
     const int end = group < groups_latent ? codes_latent : codes_all;
     return smaller(group_start(group) + kLatentGroup, end);
   }
+  // A group's first column among the C + R of a token, and how many columns it has.
+  int column(int group) const {
+    return group < groups_latent ? group * kLatentGroup : latent + (group - groups_latent) * kLatentGroup;
+  }
+  int columns(int group) const {
+    return smaller(kLatentGroup, (group < groups_latent ? latent : latent + rope) - column(group));
+  }
 };
 
 // The scale of each byte.
@@ -129,11 +136,8 @@ void store_latent(Format format, uint8_t* place, const float* x, const LatentLay
   uint8_t codes[4096 + 2 * kLatentPack];
   uint8_t* scales = place + layout.code_bytes(format);
   for (int g = 0; g < layout.groups_all; ++g) {
-    const bool turned = g >= layout.groups_latent;
-    const int first = (turned ? g - layout.groups_latent : g) * kLatentGroup;
-    const int count = smaller(kLatentGroup, (turned ? layout.rope : layout.latent) - first);
     scales[g] = static_cast<uint8_t>(encode_group<V>(
-        x + (turned ? layout.latent : 0) + first, count, layout.group_end(g) - layout.group_start(g),
+        x + layout.column(g), layout.columns(g), layout.group_end(g) - layout.group_start(g),
         format == Format::kInt8 ? 8 : 6, codes + layout.group_start(g)));
   }
   if (format == Format::kInt8) {
@@ -143,6 +147,18 @@ void store_latent(Format format, uint8_t* place, const float* x, const LatentLay
   }
 }
 
+// visit(group, codes with 128 added, scale) of each group of a token of codes.
+template <class Visit>
+void each_group(Format format, const uint8_t* place, const LatentLayout& layout, Visit visit) {
+  uint8_t unpacked[4096 + 2 * kLatentPack];
+  const uint8_t *codes = place, *scales = place + layout.code_bytes(format);
+  if (format == Format::kInt6) {
+    unpack_six(place, layout.codes_all, unpacked);
+    codes = unpacked;
+  }
+  for (int g = 0; g < layout.groups_all; ++g) visit(g, codes + layout.group_start(g), latent_scales().of[scales[g]]);
+}
+
 // Reads a token back as fp32 [C+R].
 template <class V>
 void load_latent(Format format, const uint8_t* place, float* x, const LatentLayout& layout) {
@@ -150,41 +166,19 @@ void load_latent(Format format, const uint8_t* place, float* x, const LatentLayo
     load_row<V>(format, place, x, layout.latent + layout.rope);
     return;
   }
-  uint8_t unpacked[4096 + 2 * kLatentPack];
-  const uint8_t *codes = place, *scales = place + layout.code_bytes(format);
-  if (format == Format::kInt6) {
-    unpack_six(place, layout.codes_all, unpacked);
-    codes = unpacked;
-  }
-  for (int g = 0; g < layout.groups_all; ++g) {
-    const bool turned = g >= layout.groups_latent;
-    const int first = (turned ? g - layout.groups_latent : g) * kLatentGroup;
-    const int count = smaller(kLatentGroup, (turned ? layout.rope : layout.latent) - first);
-    float* out = x + (turned ? layout.latent : 0) + first;
-    const uint8_t* own = codes + layout.group_start(g);
-    const float scale = latent_scales().of[scales[g]];
-    for (int i = 0; i < count; ++i) out[i] = static_cast<float>(own[i] - 128) * scale;
-  }
+  each_group(format, place, layout, [&](int g, const uint8_t* codes, float scale) {
+    float* out = x + layout.column(g);
+    for (int i = 0; i < layout.columns(g); ++i) out[i] = static_cast<float>(codes[i] - 128) * scale;
+  });
 }
 
 // Reads a token of codes as bf16 [C+R], by 32 columns: what is written behind the last is nobody's.
 template <class V>
 void load_halves(Format format, const uint8_t* place, uint16_t* x, const LatentLayout& layout) {
-  uint8_t unpacked[4096 + 2 * kLatentPack];
-  const uint8_t *codes = place, *scales = place + layout.code_bytes(format);
-  if (format == Format::kInt6) {
-    unpack_six(place, layout.codes_all, unpacked);
-    codes = unpacked;
-  }
-  for (int g = 0; g < layout.groups_all; ++g) {
-    const bool turned = g >= layout.groups_latent;
-    const int first = (turned ? g - layout.groups_latent : g) * kLatentGroup;
-    const int count = smaller(kLatentGroup, (turned ? layout.rope : layout.latent) - first);
-    uint16_t* out = x + (turned ? layout.latent : 0) + first;
-    const uint8_t* own = codes + layout.group_start(g);
-    const float scale = latent_scales().of[scales[g]];
-    for (int i = 0; i < count; i += 32) V::decode_codes(own + i, scale, out + i);
-  }
+  each_group(format, place, layout, [&](int g, const uint8_t* codes, float scale) {
+    uint16_t* out = x + layout.column(g);
+    for (int i = 0; i < layout.columns(g); i += 32) V::decode_codes(codes + i, scale, out + i);
+  });
 }
 
 }  // namespace
