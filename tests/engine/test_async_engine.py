@@ -137,13 +137,15 @@ def test_a_dead_engine_tells_everybody(llm: LLM, monkeypatch: pytest.MonkeyPatch
     engine.close()
 
 
-def test_closing_ends_open_streams(llm: LLM) -> None:
+def test_closing_ends_open_streams(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = llm.engine.step
+    monkeypatch.setattr(llm.engine, "step", lambda: (time.sleep(0.01), real())[1])
     engine = AsyncEngine(llm.engine)
 
     async def run() -> None:
         long = replace(GREEDY, max_tokens=400)
         task = asyncio.create_task(collect(engine.stream(request("open", params=long))))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # slowed to 4 s, it cannot have come to its end
         await asyncio.to_thread(engine.close)
         with pytest.raises(EngineDeadError):
             await task

@@ -1,4 +1,4 @@
-"""An engine process whose engine fails at what requests of certain tenants ask for."""
+"""An engine process whose engine fails, or takes its time, as requests of some tenants ask."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dsv2.engine.engine import Engine, TokenOutput
 from dsv2.engine.request import Request
 from dsv2.engine.runner import Runner
 from dsv2.service.worker import main as worker
+from tests.service.workers import SLOW
 
 _real_add, _real_launch, _real_step = Engine.add, Runner.launch, Engine.step
 
@@ -22,6 +23,8 @@ def add(self: Engine, request: Request) -> None:
 
 
 def launch(self: Runner, works: Any, *rest: Any) -> Any:
+    if any(work.sequence.request.tenant == SLOW for work in works):
+        time.sleep(0.025)
     for work in works:
         sequence = work.sequence
         asked, _, number = sequence.request.tenant.partition(" at ")

@@ -33,6 +33,7 @@ from tests.service.workers import (
     make_options,
     request,
     settled,
+    slow_request,
     socket_folder,
     tokens_of,
     until,
@@ -100,7 +101,7 @@ def test_a_request_that_cannot_be_added_fails_alone(faulty: Worker) -> None:
 def test_a_step_that_fails_ends_what_was_in_it(faulty: Worker, at: int) -> None:
     async def test(client: EngineClient) -> None:
         expected = tokens_of(await collect(outputs_of(client, request("alone"))))
-        streams = [outputs_of(client, request(f"with it {n}", params=ENDLESS)) for n in range(7)]
+        streams = [outputs_of(client, slow_request(f"with it {n}")) for n in range(7)]
         for stream in streams:
             await anext(stream)
         bad = asyncio.create_task(
@@ -179,10 +180,10 @@ def test_only_streams_that_are_left_early_are_cancelled(
             await collect(outputs_of(client, request("refused", params=replace(GREEDY, top_p=2.0))))
         await outputs_of(client, request("never begun")).aclose()
         assert cancelled == []
-        left = outputs_of(client, request("left", params=ENDLESS))
+        left = outputs_of(client, slow_request("left"))
         await anext(left)
         await left.aclose()
-        task = asyncio.create_task(collect(outputs_of(client, request("task", params=ENDLESS))))
+        task = asyncio.create_task(collect(outputs_of(client, slow_request("task"))))
         await asyncio.sleep(0.05)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -194,7 +195,7 @@ def test_only_streams_that_are_left_early_are_cancelled(
 
 def test_requests_of_one_id_do_not_meet(faulty: Worker) -> None:
     async def test(client: EngineClient) -> None:
-        first = outputs_of(client, request("one", params=ENDLESS))
+        first = outputs_of(client, slow_request("one"))
         await anext(first)
         second = await collect(outputs_of(client, request("one", 30)))
         assert {item.id for item in second} == {"one"} and len(tokens_of(second)) == 20
@@ -223,7 +224,7 @@ def test_what_cannot_be_sent_is_refused_here(faulty: Worker) -> None:
 def test_closing_the_client_ends_its_streams(faulty: Worker) -> None:
     async def act() -> None:
         async with faulty.client() as client:
-            stream = outputs_of(client, request("open", params=ENDLESS))
+            stream = outputs_of(client, slow_request("open"))
             await anext(stream)
         with pytest.raises(EngineGoneError, match="stopping"):
             await collect(stream)
@@ -306,7 +307,7 @@ def test_streams_end_and_the_next_process_serves(tiny_folder: Path, cause: str) 
         expected = tokens_of(await collect(outputs_of(client, request("before"))))
         first = supervisor.pid
         assert first is not None
-        streams = [outputs_of(client, request(str(n), params=ENDLESS)) for n in range(4)]
+        streams = [outputs_of(client, slow_request(str(n))) for n in range(4)]
         for stream in streams:
             await anext(stream)
         start = time.monotonic()

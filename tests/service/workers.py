@@ -26,6 +26,7 @@ GREEDY = SamplingParams(max_tokens=20, temperature=0.0, ignore_eos=True)
 ENDLESS = SamplingParams(max_tokens=480, temperature=0.0, ignore_eos=True)
 WORKER = "dsv2.service.worker"
 FAULTY = "tests.service.faulty_worker"
+SLOW = "slow"
 IDLE = (sys.executable, "-m", "tests.service.idle_worker")
 _ROOT = Path(__file__).parents[2]
 
@@ -111,6 +112,11 @@ def launched(options: WorkerOptions, module: str = WORKER) -> Iterator[Worker]:
 
 def request(name: str, length: int = 9, params: SamplingParams = GREEDY, **more: Any) -> Request:
     return Request(name, tuple(range(3, 3 + length)), params, **more)
+
+
+def slow_request(name: str) -> Request:
+    """One that ten seconds are not enough for, of a worker that is `FAULTY`."""
+    return request(name, params=ENDLESS, tenant=SLOW)
 
 
 async def collect(stream: AsyncGenerator[Tokens, None]) -> list[Tokens]:
