@@ -10,10 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class PlannedDecode(Protocol):
+    """Attention of a step of single generated tokens over the latent, dealt out on the host.
+
+    What was planned last is what :meth:`run` computes, also where a CUDA graph repeats it.
+    """
+
+    def plan(self, block_table: Tensor, kv_len: Tensor) -> None:
+        """``block_table`` ``[B, M]`` and ``kv_len`` ``[B]``, int32 on the host."""
+        ...
+
+    def run(self, q_latent: Tensor, q_rope: Tensor, cache: Tensor) -> Tensor:
+        """``q_latent`` ``[B, H, C]``, ``q_rope`` ``[B, H, R]``, ``cache`` -> ``[B, H, C]``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,8 @@ class RaggedBatch:
         host_totals: length of each sequence once this batch is written, likewise.
         generated: for each sequence whether its new tokens are a model's own rather than a
             prompt's, which decides the form of attention; None takes single tokens for generated.
+        decode: attends for a step of single generated tokens alone; None for the executor's own
+            kernel.
     """
 
     tokens: Tensor
@@ -45,6 +62,7 @@ class RaggedBatch:
     host_lengths: tuple[int, ...] | None = None
     host_totals: tuple[int, ...] | None = None
     generated: tuple[bool, ...] | None = None
+    decode: PlannedDecode | None = None
 
     @property
     def num_tokens(self) -> int:

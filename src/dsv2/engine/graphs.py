@@ -20,7 +20,7 @@ from dsv2.engine.batch import feed, padded_table, slot
 from dsv2.engine.sampler import draw
 from dsv2.engine.sequence import Work
 from dsv2.engine.transfer import Section, buffer_bytes, host_buffer, to_device, views
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
 MAX_GRAPHS = 64
@@ -202,6 +202,8 @@ class DecodeGraphs:
         scratch: a cache block that belongs to no sequence.
         capture: makes a step out of a computation.
         most: steps that are kept.
+        plan_decode: what attends in steps of so many rows and columns of the block table, or None
+            for the model's own kernel.
 
     Attributes:
         num_captures: steps captured since the start.
@@ -214,9 +216,10 @@ class DecodeGraphs:
         scratch: int,
         capture: Capture,
         most: int = MAX_GRAPHS,
+        plan_decode: Callable[[int, int], PlannedDecode | None] = lambda rows, width: None,
     ) -> None:
         self._compute, self._device, self._scratch = compute, device, scratch
-        self._capture, self._most = capture, most
+        self._capture, self._most, self._plan_decode = capture, most, plan_decode
         self._steps: OrderedDict[StepShape, _Step] = OrderedDict()
         self.num_captures = 0
 
@@ -251,6 +254,8 @@ class DecodeGraphs:
         fill_inputs(host, works, sources, self._scratch)
         inputs = step.inputs
         inputs.buffer.copy_(host.buffer, non_blocking=True)
+        if step.batch.decode is not None:
+            step.batch.decode.plan(host.block_table, host.kv_len)
         if sources is not None and chosen is not None:
             inputs.tokens.copy_(feed(inputs.tokens, inputs.sources, chosen))
         step.captured.replay()
@@ -277,7 +282,10 @@ class DecodeGraphs:
             logit_rows=rows[:-1],
             host_lengths=(1,) * shape.rows,
             generated=(True,) * shape.rows,
+            decode=self._plan_decode(shape.rows, shape.width),
         )
+        if batch.decode is not None:
+            batch.decode.plan(blank.block_table, blank.kv_len)
 
         def compute() -> Outputs:
             logits = self._compute(batch)

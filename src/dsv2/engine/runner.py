@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +79,10 @@ class Runner:
         )
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
-            self._graphs = DecodeGraphs(self._decode, self.device, num_blocks, capture)
+            plan: dict[str, Any] = {}
+            if isinstance(model, PackedModel):
+                plan = {"plan_decode": partial(model.plan_decode, self._cache)}
+            self._graphs = DecodeGraphs(self._decode, self.device, num_blocks, capture, **plan)
 
     @property
     def num_captures(self) -> int:

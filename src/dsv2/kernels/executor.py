@@ -17,7 +17,7 @@ from dsv2.kernels.formats import QuantTensor
 from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.ops import AttentionShape
 from dsv2.kernels.registry import select
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 
 W = TypeVar("W", bound=StoredWeight, covariant=True)
 
@@ -116,6 +116,23 @@ class Executor(Protocol):
     @property
     def is_capturable(self) -> bool:
         """Whether a CUDA graph may hold a step of generated tokens."""
+        ...
+
+    def plan_decode(
+        self, handle: Any, cache: Tensor, cache_format: str, rows: int, width: int
+    ) -> PlannedDecode | None:
+        """What attends faster than the executor's own kernel in captured steps of one shape.
+
+        Args:
+            handle: of an attention layer, which speaks for all of them.
+            cache: of a layer, ``[P, 64, width]``.
+            cache_format: a name of :data:`dsv2.kernels.latent.LATENT_FORMATS`.
+            rows: sequences of a step.
+            width: of its block table.
+
+        Returns:
+            For :attr:`dsv2.ragged.RaggedBatch.decode`; None where the own kernel is the best.
+        """
         ...
 
     def check(self, layer: AttentionLayer) -> None:

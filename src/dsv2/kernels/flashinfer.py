@@ -2,11 +2,12 @@
 
 One op, ``attend_absorbed``. FlashInfer takes the latent and the rotated key as two tensors and
 reads their strides over pages and tokens, so both are views of our ``[P, 64, C+R]`` cache. A plan
-deals the work of a batch out to multiprocessors; it is the host's, waits for the lengths, and is
+deals the work of a batch out to multiprocessors; it is the host's, needs the lengths there, and is
 the same for all layers: :class:`MlaDecode` makes it once per step and runs it for each layer.
 
-``auto`` takes Triton's kernel, which needs neither another package nor a plan. :func:`faster` says
-where measurements are reason enough to ask for this one by name.
+The engine knows lengths on the host: its captured steps take this kernel where it is installed and
+:func:`faster` on their shape. As an op that is given lengths on the device it waits for them, so
+``auto`` takes Triton's.
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class MlaDecode:
         if kernel not in KERNELS:
             raise ValueError(f"kernel is {kernel!r}, allowed are {', '.join(KERNELS)}")
         self._heads, self._scale, self._dtype, self._graph = heads, scale, dtype, graph
+        self._device = device
+        self._planned: torch.cuda.Event | None = None
         buffers: dict[str, Any] = {}
         if graph is not None:
             sizes = {
@@ -99,38 +102,46 @@ class MlaDecode:
             _workspace(device), use_cuda_graph=graph is not None, backend=kernel, **buffers
         )
 
-    def plan(self, block_table: Tensor, kv_len: Tensor, q_lens: tuple[int, ...]) -> None:
+    def plan(
+        self, block_table: Tensor, kv_len: Tensor, q_lens: tuple[int, ...] | None = None
+    ) -> None:
         """Deal out the work of a batch; waits for the device unless the tensors are on the host.
 
         Args:
             block_table: ``[B, M]`` int32.
             kv_len: ``[B]`` int32, each at least 1.
-            q_lens: query tokens of each sequence, its last ones.
+            q_lens: query tokens of each sequence, its last ones; None for one of each.
 
         Raises:
             ShapeError: the shapes do not fit.
             ValueError: a sequence has no tokens, or the batch is not one of the graph's size.
         """
         sizes = check((block_table, "B M"), (kv_len, "B"))
-        lengths, table = kv_len.tolist(), block_table.cpu()
+        lengths, table = kv_len.to("cpu", torch.int32), block_table.cpu()
+        if q_lens is None:
+            q_lens = (1,) * sizes["B"]
         if len(q_lens) != sizes["B"]:
             raise ValueError(f"q_lens has {len(q_lens)} entries, kv_len {sizes['B']}")
-        if min(lengths) < 1:
-            raise ValueError(f"kv_len is {min(lengths)} for a sequence, allowed is 1 or more")
-        blocks = [-(-length // BLOCK_SIZE) for length in lengths]
+        if int(lengths.min()) < 1:
+            raise ValueError(f"kv_len is {int(lengths.min())} for a sequence, allowed is 1 or more")
+        blocks = (lengths + (BLOCK_SIZE - 1)) // BLOCK_SIZE
+        ends = blocks.cumsum(0, dtype=torch.int32)
         if self._graph is not None and (
-            sizes["B"] != self._graph[0] or sum(blocks) > self._graph[1]
+            sizes["B"] != self._graph[0] or int(ends[-1]) > self._graph[1]
         ):
             raise ValueError(
-                f"a batch of {sizes['B']} sequences with {sum(blocks)} blocks, allowed in this "
+                f"a batch of {sizes['B']} sequences with {int(ends[-1])} blocks, allowed in this "
                 f"graph are {self._graph[0]} with {self._graph[1]} at most"
             )
-        indices = torch.cat([row[:own] for row, own in zip(table, blocks, strict=True)])
+        own = torch.arange(sizes["M"]) < blocks.unsqueeze(1)
+        start = torch.zeros(1, dtype=torch.int32)
+        if self._planned is not None:
+            self._planned.synchronize()  # Its copies read memory that the next plan writes to.
         self._wrapper.plan(
-            _int32([0, *accumulate(q_lens)]),
-            _int32([0, *accumulate(blocks)]),
-            indices,
-            _int32(lengths),
+            self._sent(torch.tensor([0, *accumulate(q_lens)], dtype=torch.int32)),
+            self._sent(torch.cat((start, ends))),
+            self._sent(table[own]),
+            self._sent(lengths),
             self._heads,
             LATENT,
             ROPE,
@@ -140,6 +151,12 @@ class MlaDecode:
             self._dtype,
             self._dtype,
         )
+        if self._device.type == "cuda":
+            self._planned = torch.cuda.current_stream(self._device).record_event()
+
+    def _sent(self, numbers: Tensor) -> Tensor:
+        """Where copies to the device need not be waited for."""
+        return numbers.pin_memory() if self._device.type == "cuda" else numbers
 
     def run(self, q_latent: Tensor, q_rope: Tensor, cache: Tensor) -> Tensor:
         """``q_latent`` ``[T, H, C]``, ``q_rope`` ``[T, H, R]``, ``cache`` -> ``[T, H, C]``.
@@ -156,10 +173,6 @@ class MlaDecode:
             if tensor.dtype != self._dtype:
                 raise ValueError(f"{name} is {tensor.dtype}, planned is {self._dtype}")
         return self._wrapper.run(q_latent, q_rope, cache[..., :LATENT], cache[..., LATENT:])
-
-
-def _int32(values: list[int]) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32)
 
 
 @cache

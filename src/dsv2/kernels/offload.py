@@ -16,7 +16,7 @@ from torch import Tensor
 from dsv2.kernels.executor import AttentionLayer, Executor, MlpLayer, MoeLayer
 from dsv2.kernels.formats import QuantTensor
 from dsv2.kernels.interleaved import StoredWeight
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class OffloadExecutor:
         """Both executors."""
         layers = f"{self._wanted} layers' experts on {self._host.description}"
         return f"{self._device.description}, {layers}"
+
+    def plan_decode(
+        self, handle: Any, cache: Tensor, cache_format: str, rows: int, width: int
+    ) -> PlannedDecode | None:
+        """The device's."""
+        return self._device.plan_decode(handle, cache, cache_format, rows, width)
 
     def check(self, layer: AttentionLayer) -> None:
         """The device's limits."""

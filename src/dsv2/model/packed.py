@@ -23,7 +23,7 @@ from dsv2.model.config import ModelConfig
 from dsv2.model.mla import attention_shape
 from dsv2.model.rope import inverse_frequencies, rotation
 from dsv2.model.transformer import ForwardStats
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 
 Fetch = Callable[[str], StoredWeight]
 """Gives a parameter by its name in the model, such as ``layers.3.attn.wq``."""
@@ -111,6 +111,12 @@ class PackedModel:
         """What the layers share of a batch, for :meth:`attend`."""
         cos, sin = rotation(self.config, self._frequencies, batch.positions)
         return self.executor.begin(batch, cos, sin, form, self.cache_format)
+
+    def plan_decode(self, cache: Sequence[Tensor], rows: int, width: int) -> PlannedDecode | None:
+        """For captured steps of a shape; see :meth:`dsv2.kernels.executor.Executor.plan_decode`."""
+        return self.executor.plan_decode(
+            self._layers[0][0], cache[0], self.cache_format, rows, width
+        )
 
     def attend(self, index: int, x: Tensor, step: Any, cache: Tensor) -> None:
         """Layer ``index``'s attention, its norm and residual, in place on ``x`` ``[T, D]``."""

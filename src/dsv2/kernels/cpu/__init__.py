@@ -97,6 +97,11 @@ class CpuExecutor:
         """The instruction set and the threads."""
         return f"cpu ({self._kernels.isa}, {self._kernels.threads} threads)"
 
+    def plan_decode(
+        self, handle: Any, cache: Tensor, cache_format: str, rows: int, width: int
+    ) -> None:
+        """There is one kernel for it."""
+
     def check(self, layer: AttentionLayer) -> None:
         """Widths must be even, and the cache at most 4096 wide."""
         latent, shape = layer.kv_norm.shape[0], layer.shape

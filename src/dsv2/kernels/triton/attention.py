@@ -21,7 +21,7 @@ from dsv2.kernels.triton.launch import bounds
 from dsv2.kernels.triton.linear import product, stacked_product
 from dsv2.kernels.triton.mla_decode import Splits, decode_latent, decode_splits, few_tiles
 from dsv2.kernels.triton.mla_prefill import attend_ragged, merge_attention
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
 STRETCH = 16384
@@ -43,13 +43,18 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """Generated tokens: ``rows`` of the batch, or None for all, and their sequences."""
+    """Generated tokens: ``rows`` of the batch, or None for all, and their sequences.
+
+    Attributes:
+        decode: attends in place of the kernel here, or None.
+    """
 
     rows: Tensor | None
     cu_q: Tensor
     kv_len: Tensor
     block_table: Tensor
     longest: int
+    decode: PlannedDecode | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,9 @@ def split(batch: RaggedBatch, form: str, deterministic: bool) -> Parts:
     flags = _absorbed(batch, form, lengths)
     if all(flags):
         everything = Absorbed(
-            None, batch.cu_q, batch.kv_len, batch.block_table, max(lengths, default=0)
-        )
+            None, batch.cu_q, batch.kv_len, batch.block_table, max(lengths, default=0),
+            batch.decode,
+        )  # fmt: skip
         return Parts(everything, None)
     device = batch.tokens.device
     totals = batch.total_lengths()
@@ -200,10 +206,13 @@ def attend_absorbed(
         return _attend_few(q_latent, q_rope, part, cache, cache_format, w_uv, shape)
     by_head = q[..., : shape.nope].transpose(0, 1)  # H T' N
     q_latent = _heads(by_head, w_uk, deterministic).transpose(0, 1)  # T' H C
-    mixed = decode_latent(
-        q_latent, q_rope, cache, part.block_table, part.kv_len, part.cu_q, part.longest,
-        shape.scale, cache_format=cache_format, deterministic=deterministic,
-    )  # fmt: skip
+    if part.decode is not None:
+        mixed = part.decode.run(q_latent, q_rope, cache)
+    else:
+        mixed = decode_latent(
+            q_latent, q_rope, cache, part.block_table, part.kv_len, part.cu_q, part.longest,
+            shape.scale, cache_format=cache_format, deterministic=deterministic,
+        )  # fmt: skip
     return _heads(mixed.transpose(0, 1), w_uv, deterministic).transpose(0, 1)  # T' H V
 
 
@@ -211,6 +220,8 @@ def _attend_few(
     q_latent: Tensor, q_rope: Tensor, part: Absorbed, cache: Tensor, cache_format: str,
     w_uv: Tensor, shape: AttentionShape,
 ) -> Tensor:  # fmt: skip
+    if part.decode is not None:
+        return split_values(Splits(part.decode.run(q_latent, q_rope, cache), None), w_uv)
     most = part.block_table.shape[1] * BLOCK_SIZE
     where = (cache, part.block_table, part.kv_len, part.cu_q, part.longest, shape.scale)
     if most > 2 * BLOCK_SIZE * MOST_SPLITS:

@@ -38,11 +38,12 @@ from dsv2.kernels.triton.linear import (
     wide_product,
 )
 from dsv2.kernels.triton.norm_rows import norm_rows
+from dsv2.kernels.triton.planned_decode import planned_decode
 from dsv2.kernels.triton.quant_experts import add_experts, common_scheme, takes_shared
 from dsv2.kernels.triton.quant_product import run_quant_experts
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.kernels.triton.vector_experts import experts_vector
-from dsv2.ragged import RaggedBatch
+from dsv2.ragged import PlannedDecode, RaggedBatch
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,20 @@ class TritonExecutor:
         if self.device.type == "cuda":
             name = torch.cuda.get_device_name(self.device)
         return f"triton ({name}{', deterministic' if self.deterministic else ''})"
+
+    def plan_decode(
+        self, handle: _Attention, cache: Tensor, cache_format: str, rows: int, width: int
+    ) -> PlannedDecode | None:
+        """FlashInfer's kernel, where it is installed and was measured to be the faster one here.
+
+        Its sums have other orders in other batches, so not where bits are to be fixed.
+        """
+        if self.deterministic or latent_format(cache_format).bits is not None:
+            return None
+        shape = handle.shape
+        return planned_decode(
+            cache, rows, width, heads=shape.heads, scale=shape.scale, dtype=handle.dtype
+        )
 
     def check(self, layer: AttentionLayer) -> None:
         """The rotated part must have pairs."""
