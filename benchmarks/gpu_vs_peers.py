@@ -10,7 +10,8 @@ measured at the start of the same run.
 
 Parts run in processes of their own and take turns, ours and the peer's on the same work one after
 the other. They are ordered by importance: what no longer fits the time is said to be unmeasured.
-Each result is in the CSV file before the next is measured. The exit status is 1 where one of our
+Each result is in the CSV file before the next is measured.
+``--formats`` measures our rows of 4 and 8 bits instead, which no peer here has. The exit status is 1 where one of our
 own rows has no figure for another reason than memory or time, or a kernel is wrong.
 """
 
@@ -20,13 +21,23 @@ import argparse
 import datetime
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.peers.gpu_report import Record, table
-from benchmarks.peers.gpu_work import COMPILED, OURS, PLAIN, GpuRow, rows, tiny_rows, trained
+from benchmarks.peers.gpu_work import (
+    COMPILED,
+    OURS,
+    PLAIN,
+    GpuRow,
+    format_rows,
+    rows,
+    tiny,
+    trained,
+)
 from benchmarks.peers.machine import commit
 from benchmarks.peers.sections import NO_TIME, Section, run_section
 from dsv2.checkpoint.releases import config_of
@@ -54,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--deterministic", action="store_true", help="our rows with one order of sums, for a --csv"
     )
+    own.add_argument(
+        "--formats", action="store_true", help="our rows with other weights, for a --csv"
+    )
     own.add_argument("--commit", help="where the checkout has no history")
     own.add_argument("--config", type=Path, help="a config.json in place of V2-Lite's")
     own.add_argument("--tiny", action="store_true", help="small rows on the CPU, to try the script")
@@ -61,10 +75,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def plan(
-    every: Sequence[GpuRow], config: ModelConfig, device: str, backend: str, compile_seconds: float,
-    *, deterministic: bool = False,
-) -> list[tuple[str, Section]]:  # fmt: skip
-    """Engine and part, the most important first; the roof is not among them."""
+    every: Sequence[GpuRow], base: Mapping[str, Any], compile_seconds: float
+) -> list[tuple[str, Section]]:
+    """Engine and part, the most important first; the roof is not among them.
+
+    Args:
+        every: rows of plain weights.
+        base: what is the same in all requests; see :func:`requested`.
+        compile_seconds: for each part of the compiled peer.
+    """
     steps = [row for row in every if row.kind == "decode"]
     prompts = [row for row in every if row.kind == "prefill"]
     training = [row for row in every if row.kind == "train"]
@@ -72,18 +91,8 @@ def plan(
     # The compiled peer takes half a minute or more for each; the target is held against the first.
     first = [row for row in steps if row.key in ("decode-1-512", "decode-64-512")]
     rest = [row for row in steps if row not in first]
-
-    def part(
-        name: str, module: str, part: str, own: Sequence[GpuRow], seconds: float, **more: Any
-    ) -> Section:
-        request = {
-            "part": part, "device": device, "backend": backend, "deterministic": deterministic,
-            "config": config.to_published(),
-            "rows": [asdict(row) for row in own], **more,
-        }  # fmt: skip
-        return Section(name, module, request, tuple(row.key for row in own), seconds)
-
-    layers = {"config": trained(config).to_published()}
+    part = partial(_section, base)
+    layers = {"config": trained(ModelConfig.from_published(base["config"])).to_published()}
     attention, experts = ["decode"], ["experts", "prefill"]
     return [
         (OURS, part("decode", OWN_PART, "steps", steps, 150)),
@@ -98,6 +107,31 @@ def plan(
         (OURS, part("engine", OWN_PART, "engine", whole, 90)),
         (COMPILED, part("compiled-rest", PEER_PART, "compiled", rest, compile_seconds)),
     ]
+
+
+def plan_formats(every: Sequence[GpuRow], base: Mapping[str, Any]) -> list[tuple[str, Section]]:
+    """A part of ours for each format of weights."""
+    formats = dict.fromkeys(row.weights for row in every)
+    rows = {one: [row for row in every if row.weights == one] for one in formats}
+    return [(OURS, _section(base, one, OWN_PART, "steps", rows[one], 200)) for one in formats]
+
+
+def requested(
+    config: ModelConfig, device: str, backend: str, *, deterministic: bool = False
+) -> dict[str, Any]:
+    """What all parts are asked for."""
+    return {
+        "device": device, "backend": backend, "deterministic": deterministic,
+        "config": config.to_published(),
+    }  # fmt: skip
+
+
+def _section(
+    base: Mapping[str, Any], name: str, module: str, part: str, own: Sequence[GpuRow],
+    seconds: float, **more: Any,
+) -> Section:  # fmt: skip
+    request = {**base, "part": part, "rows": [asdict(row) for row in own], **more}
+    return Section(name, module, request, tuple(row.key for row in own), seconds)
 
 
 def _kernels(section: Section) -> Section:
@@ -161,10 +195,14 @@ def main(words: Sequence[str] | None = None) -> int:
     config = config_of("v2-lite")
     if options.config is not None:
         config = ModelConfig.from_file(options.config)
-    every = tiny_rows() if options.tiny else rows()
-    parts = plan(
-        every, config, device, backend, options.compile_seconds, deterministic=options.deterministic
-    )
+    every = format_rows() if options.formats else rows()
+    if options.tiny:
+        every = tiny(every)
+    base = requested(config, device, backend, deterministic=options.deterministic)
+    if options.formats:
+        parts = plan_formats(every, base)
+    else:
+        parts = plan(every, base, options.compile_seconds)
     names = [section.name for _, section in parts]
     if options.list:
         print("\n".join(names))

@@ -22,7 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.peers.gpu_ours import training_phases
-from benchmarks.peers.gpu_work import GpuRow, least_seconds, rows, tiny_rows, trained
+from benchmarks.peers.gpu_work import GpuRow, least_seconds, rows, tiny, trained
 from dsv2.checkpoint.releases import config_of
 from dsv2.kernels.timing import measure_device, wait
 
@@ -129,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = own.parse_args(words)
     device = torch.device("cpu" if chosen.tiny else "cuda")
     row: GpuRow = next(
-        one for one in (tiny_rows() if chosen.tiny else rows()) if one.kind == "train"
+        one for one in (tiny(rows()) if chosen.tiny else rows()) if one.kind == "train"
     )
     config = config_of("v2-lite")
     if chosen.tiny:

@@ -29,7 +29,6 @@ from dsv2.training.config import OptimizerConfig
 from dsv2.training.losses import next_token_loss
 from dsv2.training.optim import MasterAdamW
 
-WEIGHTS = "bfloat16"
 DECODE_STEPS, PREFILLS, TRAINING_STEPS = 20, 3, 5
 
 
@@ -77,12 +76,13 @@ def _driver() -> str:
 
 
 def _packed(request: Mapping[str, Any]) -> PackedModel:
+    (weights,) = {row.weights for row in load_rows(request)}
     device = torch.device(request["device"])
     executor = make_executor(
         request["backend"], device.type, deterministic=request["deterministic"]
     )
     return synthetic_model(
-        ModelConfig.from_published(request["config"]), executor, WEIGHTS, device=device
+        ModelConfig.from_published(request["config"]), executor, weights, device=device
     )
 
 

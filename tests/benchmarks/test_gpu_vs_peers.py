@@ -21,11 +21,12 @@ from benchmarks.peers.gpu_work import (
     OURS,
     PLAIN,
     Target,
+    format_rows,
     judge,
     judge_kernel,
     least_seconds,
     rows,
-    tiny_rows,
+    tiny,
     tokens_of,
 )
 from benchmarks.peers.sections import NO_TIME, Section, run_section
@@ -191,7 +192,8 @@ def test_time_is_kept(child: str) -> None:
 
 def test_parts_cover_every_row_and_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
     every = rows()
-    parts = gpu_vs_peers.plan(every, config_of("v2-lite"), "cuda", "triton", 100)
+    base = gpu_vs_peers.requested(config_of("v2-lite"), "cuda", "triton")
+    parts = gpu_vs_peers.plan(every, base, 100)
     own = {key for engine, part in parts if engine == OURS for key in part.keys}
     plain = {key for engine, part in parts if engine == PLAIN for key in part.keys}
     assert own == {*ROWS, "kernels"}
@@ -224,11 +226,26 @@ def test_our_decode_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert gpu_vs_peers.main([*words, "--only", "decode", "--commit", "abc"]) == 0
     lines = read(target)
     assert [line["row"] for line in lines] == [
-        row.key for row in tiny_rows() if row.kind == "decode"
+        row.key for row in tiny(rows()) if row.kind == "decode"
     ]
     assert all(float(line["tokens_per_second"]) > 0 and line["commit"] == "abc" for line in lines)
     assert "P7 FAIL: " in capsys.readouterr().out
     assert gpu_vs_peers.main([*words, "--minutes", "0"]) == 1
+
+
+@pytest.mark.slow
+def test_other_weights_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each in a process of its own, against the limit of its own bytes."""
+    target = tmp_path / "out.csv"
+    words = ["--tiny", "--formats", "--config", str(_config(tmp_path)), "--csv", str(target)]
+    assert gpu_vs_peers.main([*words, "--list"]) == 0
+    assert capsys.readouterr().out.split() == ["int4", "int8"]
+    assert gpu_vs_peers.main(words) == 0
+    lines = {line["row"]: line for line in read(target)}
+    assert list(lines) == [row.key for row in format_rows()]
+    four, eight = (lines[f"decode-1-512-{one}"] for one in ("int4", "int8"))
+    assert four["work"] == "decode x1 at 8, int4"
+    assert float(four["limit"]) > 1.2 * float(eight["limit"])
 
 
 @pytest.mark.slow

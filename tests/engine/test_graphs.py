@@ -155,6 +155,43 @@ def test_tokens_of_the_step_before_are_fed_on_the_device() -> None:
     assert tokens.tolist() == [7 * 2 % VOCAB, 5 * 3 % VOCAB, 0]
 
 
+class Planned:
+    """Notes what is planned."""
+
+    def __init__(self) -> None:
+        self.plans: list[tuple[list[list[int]], list[int]]] = []
+
+    def plan(self, block_table: torch.Tensor, kv_len: torch.Tensor) -> None:
+        self.plans.append((block_table.tolist(), kv_len.tolist()))
+
+    def run(self, q_latent: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+def test_attention_is_planned_before_every_replay_with_the_steps_numbers() -> None:
+    own = Planned()
+    asked, at_replay = [], []
+
+    def plan_decode(rows: int, width: int) -> Planned:
+        asked.append((rows, width))
+        return own
+
+    def compute(batch: RaggedBatch) -> torch.Tensor:
+        assert batch.decode is own
+        at_replay.append(len(own.plans))
+        return torch.zeros(2, VOCAB)
+
+    made = DecodeGraphs(compute, CPU, SCRATCH, FakeCapture(), plan_decode=plan_decode)
+    for known in (3, 70):
+        made.launch([work([1, 5], known), work([2, 7], 9)], None, None, drawn=False)
+    assert asked == [(2, 8)]
+    assert at_replay == [1, 2, 3]  # the capture, and both replays
+    blank, first, second = own.plans
+    assert blank == ([[SCRATCH] * 8] * 2, [1, 1])
+    assert [table[:2] for table in first[0]] == [[1, 5], [2, 7]]
+    assert (first[1], second[1]) == ([3, 9], [70, 9])
+
+
 def test_the_longest_unused_step_makes_room() -> None:
     made, capture, _ = graphs(most=2)
 

@@ -1,0 +1,134 @@
+"""Attention that is planned on the host, in the place of the executor's own kernel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dsv2.checkpoint.synthetic import synthetic_model
+from dsv2.engine.blocks import BlockPool
+from dsv2.engine.engine import Engine
+from dsv2.engine.request import Limits, Request, SamplingParams
+from dsv2.engine.runner import Runner
+from dsv2.engine.scheduler import Scheduler
+from dsv2.kernels import reference
+from dsv2.kernels.executor import make_executor
+from dsv2.kernels.flashinfer import LATENT, ROPE
+from dsv2.kernels.triton import planned_decode
+from dsv2.kernels.triton.executor import TritonExecutor
+from dsv2.ragged import RaggedBatch
+from tests.kernels.layers import Draw, turn
+from tests.kernels.test_executor import close, fresh_cache, three_steps
+from tests.kernels.triton.place import DEVICE, HALF
+from tests.tiny import tiny_config
+
+
+class Readable:
+    """Attends as the reference does, over what was planned."""
+
+    def __init__(self, scale: float) -> None:
+        self.scale, self.calls = scale, 0
+
+    def plan(self, block_table: Tensor, kv_len: Tensor) -> None:
+        self.where = block_table.to(DEVICE), kv_len.to(DEVICE)
+
+    def run(self, q_latent: Tensor, q_rope: Tensor, cache: Tensor) -> Tensor:
+        self.calls += 1
+        return reference.attend_absorbed(
+            q_latent, q_rope, cache, *self.where, (1,) * len(q_latent), self.scale
+        )
+
+
+@pytest.mark.parametrize("repeats", [1, 8])  # few tokens, and more than the kernels for few take
+def test_it_takes_the_kernels_place(repeats: int) -> None:
+    executor = TritonExecutor(DEVICE)
+    layer = Draw("float32").attention(hidden=64)
+    steps = three_steps(64, (70, 5, 1), 9)
+    cache = fresh_cache(layer, "float32").to(DEVICE)
+    handle = executor.pack_attention(layer)
+    planned = Readable(layer.shape.scale)
+
+    def attend(batch: RaggedBatch, x: Tensor) -> Tensor:
+        cos, sin = (part.to(DEVICE) for part in turn(batch, layer.shape.rope))
+        step = executor.begin(batch.to(DEVICE), cos, sin, "auto", "float32")
+        own = x.to(DEVICE, copy=True)
+        executor.attention(handle, own, step, cache)
+        return own.cpu() - x
+
+    for batch, x in steps[:2]:
+        attend(batch, x)
+    batch, x = repeated(*steps[2], repeats)
+    expected = attend(batch, x)
+    assert planned.calls == 0
+    assert batch.block_table is not None
+    planned.plan(batch.block_table, batch.kv_len)
+    got = attend(replace(batch, decode=planned), x)
+    assert planned.calls == 1
+    close(got, expected, 1e-5)
+
+
+def repeated(batch: RaggedBatch, x: Tensor, repeats: int) -> tuple[RaggedBatch, Tensor]:
+    """The sequences of a step again and again: they write the same numbers to the same place."""
+    assert batch.block_table is not None and batch.slots is not None
+    rows = len(x) * repeats
+    again = replace(
+        batch,
+        tokens=batch.tokens.repeat(repeats), positions=batch.positions.repeat(repeats),
+        cu_q=torch.arange(rows + 1, dtype=torch.int32), kv_len=batch.kv_len.repeat(repeats),
+        block_table=batch.block_table.repeat(repeats, 1), slots=batch.slots.repeat(repeats),
+        host_lengths=(1,) * rows, host_totals=None, generated=(True,) * rows,
+    )  # fmt: skip
+    return again, x.repeat(repeats, 1)
+
+
+def test_without_flashinfer_there_is_none() -> None:
+    cache = torch.zeros(4, 64, LATENT + ROPE, dtype=HALF)  # on the CPU, where it never is
+    assert planned_decode.planned_decode(cache, 2, 2, heads=4, scale=1.0, dtype=HALF) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sequences", [1, 5])
+def test_the_engine_with_flashinfer_says_what_it_says_without(
+    sequences: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("flashinfer")
+    caplog.set_level(logging.INFO, logger=planned_decode.__name__)
+    config = tiny_config(
+        hidden_size=256, kv_lora_rank=LATENT, qk_rope_head_dim=ROPE, qk_nope_head_dim=128,
+        v_head_dim=128, num_attention_heads=128, rope_scaling=None, max_position_embeddings=2048,
+    )  # fmt: skip
+    executor = make_executor("triton", "cuda", deterministic=False)
+    model = synthetic_model(config, executor, "bfloat16", device="cuda")
+
+    def logprobs(choice: Callable[[object], str]) -> list[list[tuple[int, float]]]:
+        monkeypatch.setattr(planned_decode, "faster", choice)
+        engine = Engine(
+            Runner(model, 64), Scheduler(BlockPool(64)), Limits(config.vocab_size, 1024), ends=()
+        )
+        params = SamplingParams(max_tokens=80, temperature=0.0, ignore_eos=True, logprobs=1)
+        for number in range(sequences):
+            prompt = tuple((7 * number + 3 * place) % 150 + 2 for place in range(40 + 90 * number))
+            engine.add(Request(str(number), prompt, params))
+        found: dict[str, list[tuple[int, float]]] = {}
+        while engine.has_work:
+            for one in engine.step():
+                assert one.logprobs is not None
+                found.setdefault(one.request_id, []).append((one.token, one.logprobs.chosen))
+        return [found[str(number)] for number in range(sequences)]
+
+    expected = logprobs(lambda seconds: "triton")
+    got = logprobs(lambda seconds: "flashinfer")
+    assert any("flashinfer (" in one.getMessage() for one in caplog.records)
+    for own, theirs in zip(got, expected, strict=True):
+        # Up to the first choice that was as good as another the same tokens were read.
+        same = next(
+            (n for n, (a, b) in enumerate(zip(own, theirs, strict=True)) if a[0] != b[0]), 80
+        )
+        assert same > 20
+        for a, b in zip(own[:same], theirs[:same], strict=True):
+            assert abs(a[1] - b[1]) < 0.05
