@@ -11,8 +11,9 @@ measured at the start of the same run.
 Parts run in processes of their own and take turns, ours and the peer's on the same work one after
 the other. They are ordered by importance: what no longer fits the time is said to be unmeasured.
 Each result is in the CSV file before the next is measured.
-``--formats`` measures our rows of 4 and 8 bits instead, which no peer here has. The exit status is 1 where one of our
-own rows has no figure for another reason than memory or time, or a kernel is wrong.
+``--formats`` measures our rows of 4 and 8 bits instead, which no peer here has. The exit status is
+1 where one of our own rows has no figure for another reason than memory or time, or a kernel is
+wrong.
 """
 
 from __future__ import annotations
