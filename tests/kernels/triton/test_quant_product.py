@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -30,7 +32,8 @@ pytest.importorskip("triton")
 from dsv2.kernels.triton.quant_product import (
     TILES,
     QuantTiles,
-    _permutes,
+    _scaled_bytes,
+    _scaled_levels,
     coded,
     quant_product,
     quant_tiles,
@@ -75,6 +78,14 @@ def wide(mlp: Mlp) -> ExpertWeights:
     return ExpertWeights(*(dequantise(coded(part)) for part in vars(mlp).values()))
 
 
+def rounded(weight: Coded) -> Tensor:
+    """What the codes stand for, in the precision that is multiplied."""
+    if isinstance(weight, BlockTensor):
+        return dequantise(weight).to(HALF).float()
+    plain = replace(weight, row_scales=torch.ones_like(weight.row_scales))
+    return dequantise(plain).to(HALF).float() * weight.row_scales.unsqueeze(-1)
+
+
 SMALL = QuantTiles(16, 32, 4, 1)
 
 
@@ -102,8 +113,9 @@ def test_every_tile_in_half_precision(name: str, rows: int) -> None:
     weight, x = matrix(80, 128, name), draw(rows, 128).to(HALF)
     assert quant_tiles(rows) is TILES[rows]
     ours = quant_product(x, weight, dtype=torch.float32)
-    # The products are exact and summed in fp32: only the order of the sum differs.
-    assert relative_rmse(x.float() @ dequantise(weight).T, ours) < 1e-6
+    # Weights are rounded once, before the scales of rows, and summed in fp32.
+    expected = x.float() @ rounded(weight).T
+    assert relative_rmse(expected, ours) < 1e-6
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -148,33 +160,70 @@ def permute(left: int, right: int, chosen: int) -> int:
     return out
 
 
-def run_permutes(pair: int) -> list[float]:
-    """The instructions that only a GPU has, in Python: levels of even codes, then of odd ones."""
-    registers = {"$4": pair}
-    for line in _permutes().strip("{ }").split(";")[1:]:
+def pair(word: int) -> Tensor:
+    """The two bf16 numbers of a register."""
+    return torch.frombuffer(bytearray(word.to_bytes(4, "little")), dtype=torch.bfloat16)
+
+
+def fma(a: int, b: int, c: int) -> int:
+    done = (pair(a).double() * pair(b).double() + pair(c).double()).bfloat16()
+    return int.from_bytes(done.view(torch.uint8).numpy().tobytes(), "little")
+
+
+def run_assembly(lines: str, first: int, codes: bytes, scales: list[float], out: int) -> Tensor:
+    """Instructions that only a GPU has, in Python.
+
+    Args:
+        lines: the program.
+        first: number of the register of the codes; that of the scales are the next two.
+        codes: four bytes.
+        scales: one for each byte.
+        out: registers of results.
+    """
+    parts = torch.tensor(scales).bfloat16().view(torch.uint8).numpy().tobytes()
+    registers = {
+        f"${first}": int.from_bytes(codes, "little"),
+        f"${first + 1}": int.from_bytes(parts[:4], "little"),
+        f"${first + 2}": int.from_bytes(parts[4:], "little"),
+    }
+    for line in lines.strip("{ }").split(";")[1:]:
         if not line.strip():
             continue
         name, rest = line.split(maxsplit=1)
-        target, *parts = (part.strip() for part in rest.split(","))
-        values = [registers[part] if part in registers else int(part, 0) for part in parts]
+        target, *operands = (part.strip() for part in rest.split(","))
+        values = [registers[one] if one in registers else int(one, 0) for one in operands]
         registers[target] = {
             "mov.b32": lambda a: a,
             "and.b32": lambda a, b: a & b,
             "or.b32": lambda a, b: a | b,
             "shr.b32": lambda a, b: a >> b,
             "prmt.b32": permute,
+            "fma.rn.bf16x2": fma,
         }[name](*values)  # type: ignore[operator]
-    raw = b"".join(registers[f"${place}"].to_bytes(4, "little") for place in range(4))
-    return list(torch.frombuffer(bytearray(raw), dtype=torch.bfloat16).tolist())
+    return torch.cat([pair(registers[f"${place}"]) for place in range(out)])
+
+
+SCALES = [3.0, -127.0, 0.0, 77.0]
+"""Bytes of a register may lie in lines of different scales."""
 
 
 def test_instructions_for_4_bit_codes_find_their_levels() -> None:
-    for shift in range(8):
-        raw = bytes((37 * shift + 29 * place + 11) & 255 for place in range(4))
-        expected = [CODEBOOK[byte & 15] for byte in raw] + [CODEBOOK[byte >> 4] for byte in raw]
-        assert run_permutes(int.from_bytes(raw, "little")) == expected
-    found = {level for code in range(256) for level in run_permutes(code * 0x01010101)}
-    assert found == set(CODEBOOK)
+    found = set()
+    for turn in range(64):
+        raw = bytes((37 * turn + 67 * place + 11) & 255 for place in range(4))
+        levels = [CODEBOOK[byte & 15] for byte in raw] + [CODEBOOK[byte >> 4] for byte in raw]
+        expected = (torch.tensor(levels) * torch.tensor(SCALES * 2)).bfloat16()
+        assert torch.equal(run_assembly(_scaled_levels(), 4, raw, SCALES, 4), expected)
+        found |= {*raw}
+    assert len({byte & 15 for byte in found}) == len({byte >> 4 for byte in found}) == 16
+
+
+def test_instructions_for_8_bit_codes_find_their_numbers() -> None:
+    for start in range(256):
+        raw = bytes((start + 64 * place) & 255 for place in range(4))
+        codes = torch.frombuffer(bytearray(raw), dtype=torch.int8)
+        expected = (codes.float() * torch.tensor(SCALES)).bfloat16()
+        assert torch.equal(run_assembly(_scaled_bytes(), 2, raw, SCALES, 2), expected)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -207,6 +256,6 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.parametrize("tokens", [1, 16, 300])
 def test_published_widths_on_a_gpu(name: str, tokens: int) -> None:
     weight, x = matrix(1408, 2048, name), draw(tokens, 2048).bfloat16()
-    expected = x.float() @ dequantise(weight).T
+    expected = x.float() @ rounded(weight).T
     assert relative_rmse(expected, quant_product(x, weight, dtype=torch.float32)) < 1e-5
     assert relative_rmse(expected, quant_product(x, weight)) < 2.5e-3

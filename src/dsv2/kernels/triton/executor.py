@@ -39,7 +39,12 @@ from dsv2.kernels.triton.linear import (
 )
 from dsv2.kernels.triton.norm_rows import norm_rows
 from dsv2.kernels.triton.planned_decode import planned_decode
-from dsv2.kernels.triton.quant_experts import add_experts, common_scheme, takes_shared
+from dsv2.kernels.triton.quant_experts import (
+    CODED_TOKENS,
+    add_experts,
+    common_scheme,
+    takes_shared,
+)
 from dsv2.kernels.triton.quant_product import run_quant_experts
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.kernels.triton.vector_experts import experts_vector
@@ -282,9 +287,9 @@ class TritonExecutor:
         assert out is not None
         add_product(x, out.flatten(1), layer.wo, deterministic=fixed)
 
-    def _is_few(self, x: Tensor) -> bool:
+    def _is_few(self, x: Tensor, most: int = VECTOR_TOKENS) -> bool:
         """Whether launches cost as much as bytes, and sums may have any order."""
-        return 0 < x.shape[0] <= VECTOR_TOKENS and not self.deterministic
+        return 0 < x.shape[0] <= most and not self.deterministic
 
     def _write(
         self, layer: _Attention, q: Tensor, kv: Tensor, step: _Step, cache: Tensor,
@@ -332,7 +337,7 @@ class TritonExecutor:
             normed = norm_rows(x, handle.norm, handle.eps, handle.dtype)
             logits = wide_product(normed, handle.router, deterministic=fixed)
         ids, gates = choose_experts(logits, handle.routing, handle.bias)
-        if isinstance(experts, Mlp) and self._is_few(x) and common_scheme(experts):
+        if isinstance(experts, Mlp) and self._is_few(x, CODED_TOKENS) and common_scheme(experts):
             beside = shared if isinstance(shared, Mlp) and takes_shared(experts, shared) else None
             add_experts(x, normed, ids, gates, experts, beside)
             if beside is not None:

@@ -1,4 +1,4 @@
-"""Routed experts of a token or two with weights in 4 and 8 bits, in Triton.
+"""Routed experts of a few tokens with weights in 4 and 8 bits, in Triton.
 
 Every choice reads its own expert, as in :mod:`dsv2.kernels.triton.vector_experts`, and codes are
 multiplied as in :mod:`dsv2.kernels.triton.quant_vector`; shared experts come along as further
@@ -26,6 +26,8 @@ from dsv2.kernels.triton.quant_vector import (
     split_inputs,
 )
 
+CODED_TOKENS = 4
+"""Up to this many tokens: few of their choices are of the same experts."""
 GATE_UP, DOWN = Cut(8, 2, 16), Cut(8, 4, 32)
 """Of some 30 each that were tried on an H200, at the widths of V2-Lite and of V2."""
 

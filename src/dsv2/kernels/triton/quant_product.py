@@ -1,8 +1,8 @@
 """Products with weights in 4 and 8 bits and in fp8, dense and by expert, in Triton.
 
-The codes become numbers of the activations' dtype on their way to the matrix units, and exactly:
-levels of ``int4`` and ``int8`` are integers below 128, e4m3 has four significant bits. A product is
-taken over the columns that share a scale and added, scaled, in fp32; scales of rows come last.
+The codes become weights of the activations' dtype on their way to the matrix units: level times the
+scale of its group, rounded once as the weights of a bf16 checkpoint are. Sums are fp32; scales of
+rows, which all columns of a row share, come last.
 
 Bytes where rows are few: 4.125, 8.25 or 8 bits per weight. Arithmetic: 2 per weight and row.
 """
@@ -33,6 +33,7 @@ class QuantTiles:
         columns: columns of a tile.
         warps: warps per program.
         stages: steps in flight.
+        turned: whether weights are the left factor, of which the matrix units take 64 at a time.
         group: tiles that walk over the columns together, so that weights come from the L2 cache.
     """
 
@@ -40,16 +41,19 @@ class QuantTiles:
     columns: int
     warps: int
     stages: int
+    turned: bool = True
     group: int = 8
 
 
 TILES = {
-    16: QuantTiles(16, 32, 4, 4),
-    32: QuantTiles(32, 64, 4, 4),
-    64: QuantTiles(64, 64, 4, 4),
+    16: QuantTiles(16, 64, 4, 4, turned=False),
+    32: QuantTiles(32, 64, 4, 3),
+    64: QuantTiles(64, 64, 4, 3),
     128: QuantTiles(128, 128, 8, 3),
 }
-"""By the rows of a tile."""
+"""By the rows of a tile. The best of some 50 each on an H200 at the widths of V2-Lite."""
+DEPTH = 128
+"""Numbers multiplied per step: whole groups of every format, and the block of fp8."""
 
 
 def _word(levels: tuple[int, ...]) -> int:
@@ -61,16 +65,17 @@ _WORDS = [tl.constexpr(_word(CODEBOOK[start : start + 4])) for start in range(0,
 _WORD_0, _WORD_1, _WORD_2, _WORD_3 = _WORDS
 
 
-def _permutes() -> str:
-    """PTX that turns four bytes of two 4-bit codes each into their levels in bf16.
+def _scaled_levels() -> str:
+    """PTX that turns four bytes of two 4-bit codes each into their levels in bf16, scaled.
 
     ``prmt`` looks four codes up at once: a nibble chooses one of eight bytes. Levels in bf16 have
     two bytes, each from a table of 16, so two look-ups and a choice by the codes' high bits; the
-    last four put the bytes of even and of odd codes together. 2.6 instructions per weight, where
+    last four put the bytes of even and of odd codes together. 3.1 instructions per weight, where
     selecting takes 12, which is more than the memory leaves time for.
     """
     raw = torch.tensor(CODEBOOK, dtype=torch.bfloat16).view(torch.int16).tolist()
     lines = [
+        "mov.b32 nil, 0x80008000;",
         "and.b32 low, $4, 0x77777777;",
         "and.b32 pick, $4, 0x88888888;",
         "shr.b32 pick, pick, 1;",
@@ -92,13 +97,37 @@ def _permutes() -> str:
                     f"prmt.b32 {name}, left, right, low;",
                 ]
             lines.append(f"prmt.b32 byte{byte}, a, b, pick;")
-        lines.append(f"prmt.b32 ${half}, byte0, byte1, 0x6240;")
-        lines.append(f"prmt.b32 ${2 + half}, byte0, byte1, 0x7351;")
-    registers = ".reg .b32 low, pick, left, right, a, b, byte0, byte1;"
+        for out, order in ((half, "0x6240"), (2 + half, "0x7351")):
+            lines += [
+                f"prmt.b32 a, byte0, byte1, {order};",
+                f"fma.rn.bf16x2 ${out}, a, ${5 + half}, nil;",  # a product: -0 is added
+            ]
+    registers = ".reg .b32 low, pick, left, right, a, b, byte0, byte1, nil;"
     return "{ " + registers + " " + " ".join(lines) + " }"
 
 
-_PERMUTES = tl.constexpr(_permutes())
+def _scaled_bytes() -> str:
+    """PTX that turns four 8-bit codes into bf16, scaled: 2.5 instructions per weight.
+
+    The bytes 0x43 and 128 + n are the bf16 number 256 + 2 n at best, but its first seven bits are
+    exact: with 0x43 above it, a code without its sign is 128 more than it is, and the sign alone is
+    128 or 256, which is to be taken away.
+    """
+    lines = [
+        "mov.b32 nil, 0x80008000;", "mov.b32 top, 0x43434343;", "mov.b32 minus, 0xBF80BF80;",
+    ]  # fmt: skip
+    for half, order in enumerate(("0x4140", "0x4342")):
+        lines += [
+            f"prmt.b32 both, $2, top, {order};",
+            "and.b32 low, both, 0xFF7FFF7F;",
+            "and.b32 sign, both, 0xFF80FF80;",
+            "fma.rn.bf16x2 low, sign, minus, low;",
+            f"fma.rn.bf16x2 ${half}, low, ${3 + half}, nil;",
+        ]
+    return "{ .reg .b32 both, low, sign, nil, top, minus; " + " ".join(lines) + " }"
+
+
+_SCALED_LEVELS, _SCALED_BYTES = tl.constexpr(_scaled_levels()), tl.constexpr(_scaled_bytes())
 
 
 @triton.jit
@@ -113,42 +142,54 @@ def _levels_of(code):
 
 
 @triton.jit
-def _numbers(
-    codes, begin, column, start, like, WIDTH: tl.constexpr, DEPTH_SIZE: tl.constexpr,
-    BITS: tl.constexpr, DEPTH: tl.constexpr, PERMUTE: tl.constexpr,
+def _weights(
+    codes, scale, begin, line, start, like, DEPTH_SIZE: tl.constexpr, BITS: tl.constexpr,
+    COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EACH: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
-    """Unscaled weights ``[COLUMNS, DEPTH]`` from column ``start`` on, in the dtype of ``like``."""
-    line = tl.minimum(column, WIDTH - 1)[:, None]
-    if BITS == 4:
-        half = start // 2 + tl.arange(0, DEPTH // 2)
-        where = begin // 2 + line * (DEPTH_SIZE // 2) + half[None, :]
-        pair = tl.load(codes + where)
-        if PERMUTE:
-            even, odd = tl.inline_asm_elementwise(
-                _PERMUTES, "=r,=r,=r,=r,r", [pair], dtype=(tl.bfloat16, tl.bfloat16),
-                is_pure=True, pack=4,
-            )  # fmt: skip
-            number = tl.interleave(even, odd)
-        else:
-            number = tl.interleave(_levels_of(pair & 15), _levels_of(pair >> 4))
+    """Weights but for the scales of rows, ``[COLUMNS, DEPTH]``, in the dtype of ``like``.
+
+    ``scale`` ``[COLUMNS, EACH]`` is that of each group.
+    """
+    BYTES: tl.constexpr = DEPTH * BITS // 8
+    ROW: tl.constexpr = DEPTH_SIZE * BITS // 8
+    at = start * BITS // 8 + tl.arange(0, BYTES)
+    where = codes + begin * BITS // 8 + line[:, None] * ROW + at[None, :]
+    floats: tl.constexpr = codes.dtype.element_ty.is_floating()
+    if DEPTH_SIZE % DEPTH == 0:
+        code = tl.load(where)
     else:
-        depth = start + tl.arange(0, DEPTH)
-        where = begin + line * DEPTH_SIZE + depth[None, :]
-        if DEPTH_SIZE % DEPTH == 0:
-            number = tl.load(codes + where)
+        code = tl.load(where, mask=(at < ROW)[None, :], other=0.0 if floats else 0)
+    # A block's scale of fp8 is fp32, the others are integers that every dtype has.
+    factor = scale if floats else scale.to(like.dtype)
+    factor = tl.broadcast_to(factor[:, :, None], (COLUMNS, EACH, BYTES // EACH))
+    factor = tl.reshape(factor, (COLUMNS, BYTES))
+    if floats:
+        number = (code.to(tl.float32) * factor).to(like.dtype)
+    elif BITS == 4:
+        if NATIVE:
+            even, odd = tl.inline_asm_elementwise(
+                _SCALED_LEVELS, "=r,=r,=r,=r,r,r,r", [code, factor],
+                dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
+            )  # fmt: skip
         else:
-            number = tl.load(codes + where, mask=(depth < DEPTH_SIZE)[None, :], other=0.0)
-    return number.to(like.dtype)
+            even = _levels_of(code & 15).to(like.dtype) * factor
+            odd = _levels_of(code >> 4).to(like.dtype) * factor
+        number = tl.interleave(even, odd)
+    elif NATIVE:
+        number = tl.inline_asm_elementwise(
+            _SCALED_BYTES, "=r,=r,r,r,r", [code, factor], dtype=tl.bfloat16, is_pure=True, pack=4
+        )
+    else:
+        number = code.to(like.dtype) * factor
+    return number
 
 
 @triton.jit
-def _scale_of(
-    scales, expert, column, step, WIDTH: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The scale ``[COLUMNS]`` of each column's numbers in a step; BLOCK columns share one."""
-    lines: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
-    line = tl.minimum(column, WIDTH - 1) // BLOCK
-    return tl.load(scales + (expert * lines + line) * STEPS + step).to(tl.float32)
+def _scales(scales, line, step, EACH: tl.constexpr, GROUPS: tl.constexpr):
+    """The scales ``[COLUMNS, EACH]`` of a step's groups, GROUPS a line; behind the last zeros."""
+    group = step * EACH + tl.arange(0, EACH)
+    where = scales + line[:, None] * GROUPS + group[None, :]
+    return tl.load(where, mask=(group < GROUPS)[None, :], other=0)
 
 
 @triton.jit
@@ -157,14 +198,15 @@ def _product(
     order, tile_expert, tile_first, tile_end, tiles, repeats, rows,
     DEPTH_SIZE: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
     GROUPED: tl.constexpr, GATHER: tl.constexpr, GATED: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    PRECISION: tl.constexpr, PERMUTE: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, EACH: tl.constexpr,
+    GROUPS: tl.constexpr, GROUP: tl.constexpr, TURNED: tl.constexpr, PRECISION: tl.constexpr,
+    NATIVE: tl.constexpr,
 ):  # fmt: skip
     """``out[row] = x[row] weight^T``, or, GATED, that times silu of ``x[row] gate^T``.
 
     GROUPED takes rows and the matrix of each tile from an order of experts, else there is one
     matrix and tile i has the rows from i ROWS on. BLOCK of 1 means scales per line and row scales.
-    PERMUTE looks 4-bit codes up with instructions of NVIDIA's GPUs.
+    TURNED computes the transpose. NATIVE reads codes with instructions of NVIDIA's GPUs.
     """
     tile, block = _tile_of(tl.program_id(0), tiles, tl.cdiv(WIDTH, COLUMNS), GROUP)
     if GROUPED:
@@ -181,33 +223,51 @@ def _product(
         else:
             source = tl.where(real, place, 0)
         column = block * COLUMNS + tl.arange(0, COLUMNS)
+        line = tl.minimum(column, WIDTH - 1)
+        scale_line = expert * ((WIDTH + BLOCK - 1) // BLOCK) + line // BLOCK
         depth = tl.arange(0, DEPTH)
         begin = expert * (WIDTH * DEPTH_SIZE)
         x_at = x + source.to(tl.int64)[:, None] * DEPTH_SIZE + depth[None, :]
         steps: tl.constexpr = (DEPTH_SIZE + DEPTH - 1) // DEPTH
-        acc = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
-        gate = tl.zeros([ROWS, COLUMNS], dtype=tl.float32)
+        acc = tl.zeros([COLUMNS, ROWS] if TURNED else [ROWS, COLUMNS], dtype=tl.float32)
+        gate = tl.zeros([COLUMNS, ROWS] if TURNED else [ROWS, COLUMNS], dtype=tl.float32)
+        # Too narrow to be copied ahead like the codes: they are read a step early.
+        scale = _scales(scales, scale_line, 0, EACH, GROUPS)
+        gate_scale = scale
+        if GATED:
+            gate_scale = _scales(gate_scales, scale_line, 0, EACH, GROUPS)
         for step in range(steps):
             start = step * DEPTH
             if DEPTH_SIZE % DEPTH == 0:
                 a = tl.load(x_at + start)
             else:
                 a = tl.load(x_at + start, mask=(start + depth < DEPTH_SIZE)[None, :], other=0.0)
-            b = _numbers(codes, begin, column, start, a, WIDTH, DEPTH_SIZE, BITS, DEPTH, PERMUTE)
-            scale = _scale_of(scales, expert, column, step, WIDTH, steps, BLOCK)
-            acc += tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale[None, :]
+            b = _weights(
+                codes, scale, begin, line, start, a, DEPTH_SIZE, BITS, COLUMNS, DEPTH, EACH, NATIVE
+            )
+            scale = _scales(scales, scale_line, step + 1, EACH, GROUPS)
+            if TURNED:
+                acc = tl.dot(b, tl.trans(a), acc, input_precision=PRECISION)
+            else:
+                acc = tl.dot(a, tl.trans(b), acc, input_precision=PRECISION)
             if GATED:
-                b = _numbers(
-                    gate_codes, begin, column, start, a, WIDTH, DEPTH_SIZE, BITS, DEPTH, PERMUTE
-                )
-                scale = _scale_of(gate_scales, expert, column, step, WIDTH, steps, BLOCK)
-                gate += tl.dot(a, tl.trans(b), input_precision=PRECISION) * scale[None, :]
+                b = _weights(
+                    gate_codes, gate_scale, begin, line, start, a, DEPTH_SIZE, BITS, COLUMNS, DEPTH,
+                    EACH, NATIVE,
+                )  # fmt: skip
+                gate_scale = _scales(gate_scales, scale_line, step + 1, EACH, GROUPS)
+                if TURNED:
+                    gate = tl.dot(b, tl.trans(a), gate, input_precision=PRECISION)
+                else:
+                    gate = tl.dot(a, tl.trans(b), gate, input_precision=PRECISION)
+        if TURNED:
+            acc, gate = tl.trans(acc), tl.trans(gate)
         inside = column < WIDTH
         if BLOCK == 1:
-            line = expert * WIDTH + column
-            acc *= tl.load(row_scales + line, mask=inside, other=0.0)[None, :]
+            at = expert * WIDTH + column
+            acc *= tl.load(row_scales + at, mask=inside, other=0.0)[None, :]
             if GATED:
-                gate *= tl.load(gate_row_scales + line, mask=inside, other=0.0)[None, :]
+                gate *= tl.load(gate_row_scales + at, mask=inside, other=0.0)[None, :]
         if GATED:
             acc = gate * tl.sigmoid(gate) * acc
         where = out + place.to(tl.int64)[:, None] * WIDTH + column[None, :]
@@ -254,9 +314,10 @@ def _launch(
             count, max(1, repeats), rows,
             DEPTH_SIZE=depth, WIDTH=width, BITS=bits, BLOCK=FP8_BLOCK if blocks else 1,
             GROUPED=order is not None, GATHER=repeats > 0, GATED=gate is not None,
-            ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=group, GROUP=tiles.group,
+            ROWS=tiles.rows, COLUMNS=tiles.columns, DEPTH=DEPTH, EACH=DEPTH // group,
+            GROUPS=-(-depth // group), GROUP=tiles.group, TURNED=tiles.turned,
             PRECISION=precision(x.dtype),
-            PERMUTE=x.is_cuda and torch.version.hip is None and x.dtype == torch.bfloat16,
+            NATIVE=x.is_cuda and torch.version.hip is None and x.dtype == torch.bfloat16,
             num_warps=tiles.warps, num_stages=tiles.stages,
         )  # fmt: skip
 
