@@ -30,6 +30,7 @@ from tests.kernels.triton.place import DEVICE, HALF, draw
 pytest.importorskip("triton")
 
 from dsv2.kernels.triton.quant_product import (
+    SLIM,
     TILES,
     QuantTiles,
     _scaled_bytes,
@@ -108,11 +109,10 @@ def test_gate_and_up_in_one_product(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("rows", sorted(TILES))
-def test_every_tile_in_half_precision(name: str, rows: int) -> None:
-    weight, x = matrix(80, 128, name), draw(rows, 128).to(HALF)
-    assert quant_tiles(rows) is TILES[rows]
-    ours = quant_product(x, weight, dtype=torch.float32)
+@pytest.mark.parametrize("tiles", [*TILES.values(), *SLIM.values()], ids=str)
+def test_every_tile_in_half_precision(name: str, tiles: QuantTiles) -> None:
+    weight, x = matrix(80, 128, name), draw(tiles.rows, 128).to(HALF)
+    ours = quant_product(x, weight, dtype=torch.float32, tiles=tiles)
     # Weights are rounded once, before the scales of rows, and summed in fp32.
     expected = x.float() @ rounded(weight).T
     assert relative_rmse(expected, ours) < 1e-6
@@ -148,6 +148,22 @@ def test_all_sixteen_levels_and_every_byte_of_fp8() -> None:
         bytes_.to(torch.uint8).view(torch.float8_e4m3fn), torch.full((1, 1), 0.37, device=DEVICE)
     )
     torch.testing.assert_close(quant_product(eye, eight).T, dequantise(eight), atol=0, rtol=2e-7)
+
+
+def test_tiles_are_chosen_by_rows_and_for_one_matrix_by_its_width() -> None:
+    assert [quant_tiles(rows).rows for rows in (1, 16, 17, 64, 65, 9999)] == [
+        16,
+        16,
+        32,
+        64,
+        128,
+        128,
+    ]
+    assert quant_tiles(40, width=2048) is SLIM[64]
+    assert quant_tiles(65, width=2048) is quant_tiles(65, width=102_400) is TILES[128]
+    assert quant_tiles(40, width=102_400) is TILES[64]
+    for width in (None, 2048, 102_400):
+        assert len({quant_tiles(rows, True, width) for rows in (1, 50, 9999)}) == 1
 
 
 def permute(left: int, right: int, chosen: int) -> int:

@@ -46,12 +46,18 @@ class QuantTiles:
 
 
 TILES = {
-    16: QuantTiles(16, 64, 4, 4, turned=False),
+    16: QuantTiles(16, 64, 4, 3, turned=False),
     32: QuantTiles(32, 64, 4, 3),
     64: QuantTiles(64, 64, 4, 3),
     128: QuantTiles(128, 128, 8, 3),
 }
 """By the rows of a tile. The best of some 50 each on an H200 at the widths of V2-Lite."""
+SLIM = {
+    16: QuantTiles(16, 32, 4, 3, turned=False),
+    64: QuantTiles(64, 32, 4, 3, turned=False),
+}
+"""Where one matrix of up to :data:`SLIM_WIDTH` rows would keep too few multiprocessors busy."""
+SLIM_WIDTH = 8192
 DEPTH = 128
 """Numbers multiplied per step: whole groups of every format, and the block of fp8."""
 
@@ -327,9 +333,16 @@ def kind_of(weight: Coded) -> str:
     return "fp8" if isinstance(weight, BlockTensor) else weight.scheme
 
 
-def quant_tiles(rows: int, deterministic: bool = False) -> QuantTiles:
-    """The tiles for ``rows`` rows per matrix; ``deterministic`` fixes them."""
+def quant_tiles(rows: int, deterministic: bool = False, width: int | None = None) -> QuantTiles:
+    """The tiles for ``rows`` rows per matrix; ``deterministic`` fixes them.
+
+    ``width`` is that of a matrix which is the only one.
+    """
     wanted = FIXED_ROWS if deterministic else rows
+    if width is not None and width <= SLIM_WIDTH:
+        for size, tiles in SLIM.items():
+            if size >= wanted:
+                return tiles
     return TILES[next((size for size in TILES if size >= wanted), max(TILES))]
 
 
@@ -355,7 +368,7 @@ def quant_product(
     """
     out = torch.empty((x.shape[0], weight.shape[-2]), dtype=dtype or x.dtype, device=x.device)
     if x.shape[0]:
-        tiles = tiles or quant_tiles(x.shape[0], deterministic)
+        tiles = tiles or quant_tiles(x.shape[0], deterministic, weight.shape[-2])
         _launch(x.contiguous(), weight, gate, out, tiles, None, 0)
     return out
 
