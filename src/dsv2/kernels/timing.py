@@ -117,7 +117,7 @@ def _row_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 def measure_device(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Roof:
     """The roof of a device: a copy of 2 GiB, and a product of side 8192 in ``dtype``.
 
-    The product is with a transposed matrix, as weights are stored.
+    Both are smaller where that does not fit beside what is loaded. The product is with a transposed matrix, as weights are stored.
 
     Args:
         device: that computes.
@@ -125,6 +125,12 @@ def measure_device(device: torch.device, dtype: torch.dtype, *, tiny: bool = Fal
         tiny: sizes for a CPU, which show nothing but that it runs.
     """
     numbers, side = (1 << 16, 256) if tiny else (1 << 30, 8192)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        while numbers > 1 << 24 and 8 * numbers > free:  # both take half of it at most
+            numbers //= 2
+        while side > 1024 and 3 * side**2 * 4 > free // 2:  # drawn in fp32
+            side //= 2
     source = torch.empty(numbers, dtype=torch.int16, device=device)
     target = torch.empty_like(source)
     read = 2 * source.nbytes / _row_seconds(lambda: target.copy_(source), device)
