@@ -117,7 +117,8 @@ def _row_seconds(call: Callable[[], object], device: torch.device, repeats: int 
 def measure_device(device: torch.device, dtype: torch.dtype, *, tiny: bool = False) -> Roof:
     """The roof of a device: a copy of 2 GiB, and a product of side 8192 in ``dtype``.
 
-    Both are smaller where that does not fit beside what is loaded. The product is with a transposed matrix, as weights are stored.
+    Both are smaller where that does not fit beside what is loaded. The product is with a transposed
+    matrix, as weights are stored.
 
     Args:
         device: that computes.
