@@ -184,6 +184,9 @@ def _tensor(
     for part in _chunks(blocks):
         part[:] = dice.integers(0, 256, part.shape, np.uint8)
         scales = dice.uniform(0.8, 1.2, len(part)) * spread / CODE_SPREAD[kind]
+        # The mean of the codes is not quite zero: of one sign it would add up in every layer, and
+        # all tokens would take the same experts.
+        scales *= dice.choice((-1, 1), len(part))
         part[:, :2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
     return blocks
 

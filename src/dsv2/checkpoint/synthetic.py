@@ -108,8 +108,10 @@ def synthetic_matrix(shape: tuple[int, ...], weights: str, generator: torch.Gene
         256, (*rows, columns * kind.bits // 8), dtype=torch.uint8, generator=generator,
         device=device,
     )  # fmt: skip
-    scales = torch.randint(
-        70, 127, (*rows, columns // kind.group), dtype=torch.int8, generator=generator,
-        device=device,
-    )  # fmt: skip
+    groups = (*rows, columns // kind.group)
+    scales = torch.randint(70, 127, groups, dtype=torch.int8, generator=generator, device=device)
+    # Levels of 4 bits have a mean, which adds up in every layer until all tokens take the same
+    # experts; with either sign it does not.
+    signs = torch.randint(0, 2, groups, dtype=torch.int8, generator=generator, device=device)
+    scales *= 2 * signs - 1
     return QuantTensor(weights, codes, scales, torch.full(rows, spread / 65 / 100, device=device))

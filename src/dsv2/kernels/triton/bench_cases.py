@@ -8,10 +8,11 @@ from functools import partial
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.triton.bench import KernelBench
 from dsv2.kernels.triton.bench_attention import PEER_US, bench_decode, bench_prefill
+from dsv2.kernels.triton.bench_coded import FORMATS, bench_coded, random_experts
 from dsv2.kernels.triton.bench_experts import bench_experts
 from dsv2.kernels.triton.bench_experts_grad import bench_experts_grad
 
-GROUPS = ("decode", "prefill", "experts", "experts_grad", "attention_grad")
+GROUPS = ("decode", "prefill", "experts", "coded", "experts_grad", "attention_grad")
 """What may be measured on its own."""
 
 
@@ -24,14 +25,21 @@ def kernel_benches(bench: KernelBench) -> Iterator[tuple[str, Callable[[], None]
     for own in prefill:
         yield "prefill", partial(bench_prefill, bench, *own)
     yield "experts", lambda: _all_experts(bench)
+    for name in FORMATS:
+        yield "coded", partial(_coded_experts, bench, name)
     yield "experts_grad", lambda: _experts_grad(bench)
     trained = (2, 40, 40, 2) if bench.tiny else (8, 1024, 1024, 16)
     yield "attention_grad", partial(bench_prefill, bench, *trained, with_forward=False)
 
 
+def _sizes(bench: KernelBench) -> tuple[int, int, int, int]:
+    """V2-Lite's experts, their input and inner width, and the experts of a token."""
+    return (4, 64, 32, 2) if bench.tiny else (64, 2048, 1408, 6)
+
+
 def _experts_of(bench: KernelBench) -> tuple[ExpertWeights, int]:
     """V2-Lite's stacks, and the experts of a token."""
-    experts, width, inner, repeats = (4, 64, 32, 2) if bench.tiny else (64, 2048, 1408, 6)
+    experts, width, inner, repeats = _sizes(bench)
     shapes = ((experts, inner, width), (experts, inner, width), (experts, width, inner))
     own = ExpertWeights(*(bench.normal(*shape) / shape[-1] ** 0.5 for shape in shapes))
     return own, repeats
@@ -46,6 +54,17 @@ def _all_experts(bench: KernelBench) -> None:
             "",
             partial(bench_experts, bench, tokens, own, repeats),
         )
+
+
+def _coded_experts(bench: KernelBench, name: str) -> None:
+    experts, width, inner, repeats = _sizes(bench)
+    inner = max(inner, 64)  # a group of 4-bit codes
+    own = random_experts(bench, name, experts, inner, width)
+    for tokens in (1, 8) if bench.tiny else (1, 4, 16, 64, 256, 8192):
+        bench.attempt(
+            f"experts_{name}", f"{tokens} tokens", "",
+            partial(bench_coded, bench, name, tokens, own, repeats),
+        )  # fmt: skip
 
 
 def _experts_grad(bench: KernelBench) -> None:
