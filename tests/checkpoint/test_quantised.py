@@ -27,6 +27,8 @@ from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import SCHEMES, dequantise
 from dsv2.kernels.interleaved import InterleavedTensor, by_rows
 from dsv2.model.config import ConfigError, ModelConfig
+from dsv2.model.transformer import Transformer
+from dsv2.ragged import RaggedBatch
 from tests.models import save_tiny
 from tests.tiny import tiny_config
 
@@ -153,6 +155,27 @@ def test_an_interrupted_conversion_leaves_nothing(published: Path, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         quantise_checkpoint(published, tmp_path / "x", "int4", CpuExecutor(1), stop)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+def test_random_weights_send_tokens_to_all_experts(weights: str) -> None:
+    """What a mean of the levels would add up to is that all take the same few."""
+    config = tiny_config(
+        hidden_size=512, intermediate_size=512, num_hidden_layers=6, n_routed_experts=32,
+        moe_intermediate_size=128, vocab_size=2048,
+    )  # fmt: skip
+    fetch = synthetic_weights(config, weights, 0)
+    model = Transformer(config, backend="torch")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            drawn = fetch(name)
+            parameter.copy_(drawn if isinstance(drawn, Tensor) else dequantise(by_rows(drawn)))
+        ids = torch.randint(2048, (512,), generator=torch.Generator().manual_seed(0))
+        counts = model(RaggedBatch.packed(ids, (16,) * 32))[1].expert_counts
+    share = counts / counts.sum(1, keepdim=True)
+    # As many experts as would share the tokens evenly: 22 of 32 and more, where the mean of the
+    # levels leaves 11 to 16.
+    assert (1 / share.square().sum(1)).min() > 18
 
 
 def test_random_weights_as_a_checkpoint(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from dsv2 import LLM, SamplingParams
 from dsv2.engine import engine as engine_module
 from dsv2.engine.request import RequestError, Structure
-from dsv2.engine.structured import StructureCompiler
+from dsv2.engine.structured import StructureCompiler, _Matcher
 
 WARM = SamplingParams(max_tokens=200, temperature=1.0, seed=3)
 SCHEMA = {
@@ -83,6 +83,35 @@ def test_a_bad_structure_ends_that_request_only(llm: LLM, bad: Structure) -> Non
     stats = llm.engine.stats
     assert stats.free_blocks == stats.total_blocks
     assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize("guesses", [None, 3])
+def test_a_structure_that_fails_late_ends_that_request_only(
+    guesses: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM("pocket", device="cpu", max_sequences=8, speculate=guesses or 0)
+    free = replace(WARM, max_tokens=12)
+    bound = replace(WARM, structure=Structure("regex", "[a-z ]{30}"))
+    alone = llm.generate("x", free)[0].token_ids
+    real, taken = _Matcher.take, []
+
+    def take(self: _Matcher, token: int) -> None:
+        taken.append(token)
+        if len(taken) == 4:
+            raise ValueError("too many items in a row of the parser")
+        real(self, token)
+
+    monkeypatch.setattr(_Matcher, "take", take)
+    found = llm.generate(["x", "now ", "x"], [free, bound, free])
+    assert found[1].finish_reason == "error"
+    assert found[1].error == (
+        "the structure of the answer failed: too many items in a row of the parser"
+    )
+    assert len(found[1].token_ids) == 3
+    assert found[0].token_ids == found[2].token_ids == alone
+    stats = llm.engine.stats
+    assert stats.free_blocks == stats.total_blocks and not llm.engine.has_work
+    assert llm.generate("x", free)[0].token_ids == alone
 
 
 def test_compiling_holds_up_nobody_and_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,10 @@ def a_key_is_made_and_used(page: Page, server: Running) -> None:
     page.get_by_label("E-mail address").fill("new@example.org")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Sign up").click()
+    expect(page.get_by_role("button", name="new@example.org")).to_be_visible()
+    # The guest's conversations stay the guest's.
+    expect(page.get_by_role("heading", level=1)).to_have_text(re.compile("work on"))
+    expect(page.get_by_role("navigation", name="Chats").get_by_role("listitem")).to_have_count(0)
     choose(page, "new@example.org", "Account")
     page.get_by_role("link", name="API keys").click()
     page.get_by_role("button", name="Create a key").click()

@@ -225,12 +225,15 @@ class ModelDrafter:
             if not drafts:
                 self._fail(twin)
             return False
+        if own.matcher is not None:
+            try:
+                own.matcher.take(token)
+            except Exception:
+                return False  # of the same token the request's own structure will say why
         own.tokens.append(token)
         drafts.append(token)
-        if own.matcher is not None:
-            own.matcher.take(token)
-            if own.matcher.is_complete:
-                return False
+        if own.matcher is not None and own.matcher.is_complete:
+            return False
         params = own.request.params
         ends = token in self._ends and not params.ignore_eos
         return len(drafts) < room and not ends and token not in params.stop_token_ids

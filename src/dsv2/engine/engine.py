@@ -384,6 +384,7 @@ class Engine:
         reasons: dict[int, str],
     ) -> None:  # fmt: skip
         """Take a token in and tell of it; note the reason to finish, if there is one."""
+        choice = _followed(sequence, choice)
         reason = self._append(sequence, choice)
         outputs.append(self._output(sequence, choice, reason))
         if reason is not None:
@@ -395,10 +396,8 @@ class Engine:
         if choice.token is None:
             return "error"
         sequence.tokens.append(choice.token)
-        if sequence.matcher is not None:
-            sequence.matcher.take(choice.token)  # the sampler chose among what it allows
-            if sequence.matcher.is_complete:
-                return "stop"
+        if sequence.matcher is not None and sequence.matcher.is_complete:
+            return "stop"
         ended = choice.token in self._ends and not params.ignore_eos
         if ended or choice.token in params.stop_token_ids:
             return "stop"
@@ -416,3 +415,18 @@ class Engine:
             cached_tokens=sequence.cached_tokens,
             prompt_logprobs=None if scored is None else tuple(scored),
         )  # fmt: skip
+
+
+def _followed(sequence: Sequence, choice: Choice) -> Choice:
+    """The choice, or an error where the answer's structure cannot go on with it.
+
+    The sampler chose among what the structure allows; its library may still give up, at a limit of
+    its own.
+    """
+    if sequence.matcher is None or choice.token is None:
+        return choice
+    try:
+        sequence.matcher.take(choice.token)
+    except Exception as error:  # the library's own: the request's problem, nobody else's
+        return Choice(None, error=f"the structure of the answer failed: {error!s:.500}")
+    return choice

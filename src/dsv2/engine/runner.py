@@ -82,6 +82,8 @@ class Runner:
             plan: dict[str, Any] = {}
             if isinstance(model, PackedModel):
                 plan = {"plan_decode": partial(model.plan_decode, self._cache)}
+                # Another kernel may have to be compiled: now, before anybody waits for a step.
+                model.plan_decode(self._cache, 8, 8)
             self._graphs = DecodeGraphs(self._decode, self.device, num_blocks, capture, **plan)
 
     @property

@@ -105,7 +105,10 @@ class MlaDecode:
     def plan(
         self, block_table: Tensor, kv_len: Tensor, q_lens: tuple[int, ...] | None = None
     ) -> None:
-        """Deal out the work of a batch; waits for the device unless the tensors are on the host.
+        """Deal out the work of a batch.
+
+        Waits for the device where the tensors are on it, and until what the plan before sent has
+        arrived there.
 
         Args:
             block_table: ``[B, M]`` int32.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from dsv2.engine.runner import Runner
 from dsv2.engine.scheduler import Scheduler
 from dsv2.kernels import reference
 from dsv2.kernels.executor import make_executor
-from dsv2.kernels.flashinfer import LATENT, ROPE
+from dsv2.kernels.flashinfer import LATENT, ROPE, MlaDecode
 from dsv2.kernels.triton import planned_decode
 from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.ragged import RaggedBatch
 from tests.kernels.layers import Draw, turn
+from tests.kernels.test_flashinfer import _installed  # noqa: F401, a fixture
 from tests.kernels.test_executor import close, fresh_cache, three_steps
 from tests.kernels.triton.place import DEVICE, HALF
 from tests.tiny import tiny_config
@@ -85,13 +87,85 @@ def repeated(batch: RaggedBatch, x: Tensor, repeats: int) -> tuple[RaggedBatch, 
     return again, x.repeat(repeats, 1)
 
 
-def test_without_flashinfer_there_is_none() -> None:
-    cache = torch.zeros(4, 64, LATENT + ROPE, dtype=HALF)  # on the CPU, where it never is
-    assert planned_decode.planned_decode(cache, 2, 2, heads=4, scale=1.0, dtype=HALF) is None
+ROWS, WIDTH, HEADS = 3, 2, 2
+
+
+def decode(rows: int = ROWS, dtype: torch.dtype = HALF, **more: Any) -> MlaDecode | None:
+    cache = torch.zeros(8, 64, more.pop("cache_width", LATENT + ROPE), dtype=dtype, device=DEVICE)
+    return planned_decode.planned_decode(cache, rows, WIDTH, heads=HEADS, scale=0.1, dtype=HALF)
+
+
+@pytest.fixture
+def stand_in(_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashInfer's signatures, and nothing chosen or broken before."""
+    monkeypatch.setattr(planned_decode, "available", lambda name: True)
+    monkeypatch.setattr(planned_decode, "_chosen", {})
+    monkeypatch.setattr(planned_decode, "_broken", set())
+
+
+def test_without_flashinfer_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planned_decode, "available", lambda name: False)
+    assert decode() is None
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_faster_one_is_taken_and_timed_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger=planned_decode.__name__)
+    seen: list[dict[str, float]] = []
+
+    def choose(seconds: dict[str, float]) -> str:
+        seen.append(seconds)
+        return "flashinfer" if len(seen) == 1 else "triton"
+
+    monkeypatch.setattr(planned_decode, "faster", choose)
+    first = decode()
+    assert first is not None
+    assert set(seen[0]) == {"triton", "flashinfer"} and min(seen[0].values()) > 0
+    assert "3 sequences of up to 128 tokens: flashinfer (" in caplog.text
+    # Its plans are for the graph's size.
+    first.plan(torch.zeros(ROWS, WIDTH, dtype=torch.int32), torch.tensor([5, 128, 64]))
+    with pytest.raises(ValueError, match="allowed in this graph are 3 with 6"):
+        first.plan(torch.zeros(4, WIDTH, dtype=torch.int32), torch.tensor([5, 128, 64, 1]))
+    assert decode() is not None and len(seen) == 1
+    assert decode(rows=4) is None and len(seen) == 2
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_it_has_no_kernel_for_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*anything: Any) -> dict[str, float]:
+        raise AssertionError("it was timed")
+
+    monkeypatch.setattr(planned_decode, "_measure", never)
+    assert decode(rows=2) is None  # few tokens have kernels of their own
+    assert decode(dtype=torch.float32) is None
+    assert decode(cache_width=LATENT) is None
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("error", "attempts"), [(RuntimeError("no compiler"), 1), (torch.OutOfMemoryError("no"), 2)]
+)
+def test_a_failure_is_said_and_costs_speed_alone(
+    error: Exception, attempts: int, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    tried: list[int] = []
+
+    def fail(*anything: Any) -> dict[str, float]:
+        tried.append(1)
+        raise error
+
+    monkeypatch.setattr(planned_decode, "_measure", fail)
+    assert decode() is decode() is None
+    # What does not compile is not tried again; memory may be there another time.
+    assert len(tried) == attempts
+    assert "Triton's kernel attends" in caplog.text
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("sequences", [1, 5])
+@pytest.mark.parametrize("sequences", [3, 12])
 def test_the_engine_with_flashinfer_says_what_it_says_without(
     sequences: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -110,11 +184,12 @@ def test_the_engine_with_flashinfer_says_what_it_says_without(
     )
 
     def logprobs(choice: str) -> dict[str, list[float]]:
+        monkeypatch.setattr(planned_decode, "_chosen", {})
         monkeypatch.setattr(planned_decode, "faster", lambda seconds: choice)
         scheduler = Scheduler(BlockPool(64), max_step_tokens=1024, max_sequences=sequences)
         engine = Engine(Runner(model, 64), scheduler, Limits(config.vocab_size, 1024), ends=())
         for number in range(sequences):
-            prompt = tuple((7 * number + 3 * place) % 150 + 2 for place in range(40 + 90 * number))
+            prompt = tuple((7 * number + 3 * place) % 150 + 2 for place in range(40 + 30 * number))
             engine.add(Request(str(number), prompt, params))
         found: dict[str, list[float]] = {}
         while engine.has_work:

@@ -148,11 +148,12 @@ class TritonExecutor:
     def plan_decode(
         self, handle: _Attention, cache: Tensor, cache_format: str, rows: int, width: int
     ) -> PlannedDecode | None:
-        """FlashInfer's kernel, where it is installed and was measured to be the faster one here.
+        """FlashInfer's kernel, where it is installed and turns out to be the faster one here.
 
         Its sums have other orders in other batches, so not where bits are to be fixed.
         """
-        if self.deterministic or latent_format(cache_format).bits is not None:
+        plain = latent_format(cache_format).bits is None
+        if self.deterministic or not plain or self.device.type != "cuda":
             return None
         shape = handle.shape
         return planned_decode(
