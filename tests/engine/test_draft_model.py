@@ -63,7 +63,8 @@ def expected(folder: Path) -> dict[str, list[Completion]]:
 def make(folder: Path, draft: Path | None = None, **options: Any) -> LLM:
     if draft is not None:
         options = {"draft_model": draft, "speculate": 4} | options
-    return LLM(folder, device="cpu", dtype="float32", **options)
+    # One thread each, since tests on two cores run two at a time.
+    return LLM(folder, device="cpu", dtype="float32", **{"threads": 1, **options})
 
 
 def drafter(llm: LLM) -> ModelDrafter:

@@ -55,7 +55,8 @@ def alone(folder: Path, dtype: str) -> list[Completion]:
 def make(folder: Path, dtype: str, **options: Any) -> LLM:
     formats, _, device = dtype.partition(" on ")
     weights, _, cache = formats.partition(" with ")
-    options = {"deterministic": True} | options
+    # One thread each, since tests on two cores run two at a time.
+    options = {"deterministic": True, "threads": 1} | options
     return LLM(
         folder, device=device or "cpu", dtype=weights, cache_dtype=cache or "auto", **options
     )
@@ -70,7 +71,7 @@ def same(found: list[Completion], expected: list[Completion]) -> None:
 def test_batched(folder: Path, dtype: str, alone: list[Completion]) -> None:
     assert len({one.token_ids for one in alone}) == len(PROMPTS)
     same(make(folder, dtype).generate(PROMPTS, ANSWER), alone)
-    same(make(folder, dtype, threads=1).generate(PROMPTS[::-1], ANSWER)[::-1], alone)
+    same(make(folder, dtype, threads=2).generate(PROMPTS[::-1], ANSWER)[::-1], alone)
 
 
 @pytest.mark.parametrize("size", [5, 17, 64, 100])
@@ -93,8 +94,9 @@ def test_on_a_prefix_hit(folder: Path, dtype: str, alone: list[Completion]) -> N
 
 def test_preempted(folder: Path, dtype: str) -> None:
     short = [prompt[:12] for prompt in PROMPTS[1:4]]
-    long_answers = replace(ANSWER, max_tokens=150)
-    expected = [make(folder, dtype).generate(prompt, long_answers)[0] for prompt in short]
+    long_answers = replace(ANSWER, max_tokens=90)  # two blocks each, and there are four
+    plain = make(folder, dtype, prefix_cache=False)
+    expected = [plain.generate(prompt, long_answers)[0] for prompt in short]
     llm = make(folder, dtype, cache_tokens=4 * 64)
     same(llm.generate(short, long_answers), expected)
     assert llm.engine.stats.preemptions > 0

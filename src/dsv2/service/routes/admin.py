@@ -21,12 +21,12 @@ import time
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query
 from pydantic import Field, JsonValue
 from sqlalchemy import Connection
 
 from dsv2.service.platform.desk import Before, Body, Desk, Limit, Offset
-from dsv2.service.routes.usage import Days, csv_answer
+from dsv2.service.routes.usage import CsvResponse, Days, csv_answer
 from dsv2.service.store import audit, backup, codes, prices, users
 from dsv2.service.store.audit import AuditEntry
 from dsv2.service.store.checks import new_id
@@ -159,10 +159,10 @@ async def usage(caller: Administrator, office: Desk, days: Days, account: Accoun
     return {"usage": [asdict(row) for row in await days.of(office, account)]}
 
 
-@router.get("/usage.csv")
+@router.get("/usage.csv", response_class=CsvResponse)
 async def usage_csv(
     caller: Administrator, office: Desk, days: Days, account: Account = None
-) -> Response:
+) -> CsvResponse:
     """Sums per day, account, key and model as CSV."""
     return csv_answer(await days.of(office, account), DailyUsage)
 

@@ -84,7 +84,12 @@ async def stop(message_id: str, caller: SignedIn, runs: Answers) -> Any:
     return {"answer": message_shape(await runs.stop_answer(caller, message_id))}
 
 
-@router.get("/messages/{message_id}/events")
+_EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/messages/{message_id}/events", response_class=Response, responses=_EVENTS)
 async def events(
     message_id: str, caller: SignedIn, office: Desk, runs: Answers, start: Place = 0
 ) -> Response:

@@ -8,8 +8,9 @@ from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
 
+from dsv2 import __version__
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams
 from dsv2.service.serving import EngineGoneError, Models, ServedModel
 from dsv2.service.web.deps import Administrator, Public
@@ -21,7 +22,7 @@ _GENERATE_SECONDS = 30.0
 
 
 def health_routes(models: Models, is_ready: Callable[[], bool]) -> APIRouter:
-    """``/health`` and ``/ready``, for anybody.
+    """``/health``, ``/ready`` and ``/version``, for anybody.
 
     Args:
         models: whose engines must live.
@@ -42,18 +43,49 @@ def health_routes(models: Models, is_ready: Callable[[], bool]) -> APIRouter:
         waits = not is_ready() or not all(model.engine.is_healthy for model in models.all)
         return _status({"status": "not ready" if waits else "ready"}, waits)
 
+    @router.get("/version", dependencies=[Public])
+    async def version() -> JSONResponse:
+        """Of dsv2."""
+        return _status({"version": __version__}, None)
+
     return router
 
 
 def operations_routes(models: Models, metrics: Metrics) -> APIRouter:
-    """``/metrics`` and ``/health/generate``, for administrators."""
+    """``/metrics``, ``/load``, ``/server_info`` and ``/health/generate``, for administrators."""
     router = APIRouter(tags=["operations"])
     failing: dict[int | str, dict[str, Any]] = {503: {"description": "A model does not answer"}}
 
-    @router.get("/metrics")
-    async def prometheus(caller: Administrator) -> Response:
+    @router.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus(caller: Administrator) -> PlainTextResponse:
         """Counters in Prometheus' text format."""
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        words = "text/plain; version=0.0.4; charset=utf-8"
+        return PlainTextResponse(metrics.text(), media_type=words)
+
+    @router.get("/load")
+    async def load(caller: Administrator) -> JSONResponse:
+        """What every engine has to do, as of its last heartbeat."""
+        found = {}
+        for model in models.all:
+            stats = model.engine.stats
+            used = stats.total_blocks - stats.free_blocks
+            found[model.name] = {
+                "running": stats.running, "waiting": stats.waiting,
+                "used_blocks": used, "total_blocks": stats.total_blocks,
+            }  # fmt: skip
+        return _status({"models": found}, None)
+
+    @router.get("/server_info")
+    async def server_info(caller: Administrator) -> JSONResponse:
+        """What is served: models, what runs them, and what they can take."""
+        found = {
+            model.name: {
+                "aliases": list(model.aliases), "description": model.engine.description,
+                "max_context": model.engine.limits.max_context,
+            }
+            for model in models.all
+        }  # fmt: skip
+        return _status({"version": __version__, "models": found}, None)
 
     @router.get("/health/generate", responses=failing)
     async def generate(caller: Administrator) -> JSONResponse:

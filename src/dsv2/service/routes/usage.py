@@ -62,14 +62,20 @@ class Wanted:
 Days = Annotated[Wanted, Depends(Wanted)]
 
 
+class CsvResponse(Response):
+    """CSV in UTF-8."""
+
+    media_type = "text/csv"
+
+
 @router.get("/usage")
 async def usage(caller: SignedIn, office: Desk, days: Days) -> Any:
     """Sums per day, key and model."""
     return {"usage": [asdict(row) for row in await days.of(office, caller.account_id)]}
 
 
-@router.get("/usage.csv")
-async def usage_csv(caller: SignedIn, office: Desk, days: Days) -> Response:
+@router.get("/usage.csv", response_class=CsvResponse)
+async def usage_csv(caller: SignedIn, office: Desk, days: Days) -> CsvResponse:
     """Sums per day, key and model as CSV; no cell can be taken for a formula."""
     return csv_answer(await days.of(office, caller.account_id), DailyUsage)
 
@@ -83,10 +89,10 @@ async def requests(caller: SignedIn, office: Desk, limit: Limit = 100, offset: O
     return {"requests": [asdict(row) for row in rows]}
 
 
-@router.get("/requests.csv")
+@router.get("/requests.csv", response_class=CsvResponse)
 async def requests_csv(
     caller: SignedIn, office: Desk, limit: Limit = 1000, offset: Offset = 0
-) -> Response:
+) -> CsvResponse:
     """Finished requests as CSV, newest first."""
     rows = await office.read(
         lambda db: requests_of(db, caller.account_id, limit=limit, offset=offset)
@@ -94,10 +100,9 @@ async def requests_csv(
     return csv_answer(rows, RequestUsage)
 
 
-def csv_answer(rows: Iterable[DailyUsage] | Iterable[RequestUsage], kind: type) -> Response:
+def csv_answer(rows: Iterable[DailyUsage] | Iterable[RequestUsage], kind: type) -> CsvResponse:
     """Rows as a file to be saved."""
-    return Response(
+    return CsvResponse(
         "".join(csv_lines(rows, kind)),
-        media_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": 'attachment; filename="usage.csv"'},
     )

@@ -78,15 +78,18 @@ _STATUSES = {
     404: "There is no such model or address",
     405: "The address does not take that method",
     408: "The request came too slowly",
+    409: "It is there already, or something else forbids it now",
     413: "The body is too large",
     415: "The body is no plain JSON",
     421: "The host is not this server",
+    422: "A field is not what it must be",
     429: "A limit is reached; Retry-After says when to come again",
     500: "The server failed",
     503: "The server is overloaded or its model not there; Retry-After says when to come again",
 }
 _ALWAYS = (400, 401, 403, 405, 421, 429, 500, 503)
 _WITH_BODY = (*_ALWAYS, 402, 404, 408, 413, 415)
+_CHANGES = ("delete", "patch", "post", "put")
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -143,6 +146,21 @@ def schema_of(app: FastAPI) -> dict[str, Any]:
     schemas["Error"], schemas["AnthropicError"] = ERROR_SCHEMA, ANTHROPIC_ERROR_SCHEMA
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for path in found["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
+        for method, operation in path.items():
+            _describe_errors(method, operation)
     return found
+
+
+def _describe_errors(method: str, operation: dict[str, Any]) -> None:
+    """Of a route that was not :func:`described`: what it can answer but its own statuses."""
+    responses = operation["responses"]
+    # FastAPI's own: here what is wrong with the rest of a request is 400, and has another shape.
+    responses.pop("422", None)
+    if "400" in responses:
+        return
+    statuses = {*_ALWAYS, 404, 422}
+    if method in _CHANGES:
+        statuses |= {*_WITH_BODY, 409}
+    for status in sorted(statuses):
+        described = {"description": _STATUSES[status], "content": _json("Error")}
+        responses.setdefault(str(status), described)
