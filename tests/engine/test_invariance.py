@@ -94,7 +94,7 @@ def test_on_a_prefix_hit(folder: Path, dtype: str, alone: list[Completion]) -> N
 
 def test_preempted(folder: Path, dtype: str) -> None:
     short = [prompt[:12] for prompt in PROMPTS[1:4]]
-    long_answers = replace(ANSWER, max_tokens=90)  # two blocks each, and there are four
+    long_answers = replace(ANSWER, max_tokens=130)  # three blocks each, and there are four
     plain = make(folder, dtype, prefix_cache=False)
     expected = [plain.generate(prompt, long_answers)[0] for prompt in short]
     llm = make(folder, dtype, cache_tokens=4 * 64)

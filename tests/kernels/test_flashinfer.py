@@ -5,10 +5,7 @@ The stand-in computes from exactly what it is given, so that a wrong argument is
 
 from __future__ import annotations
 
-import importlib.machinery
-import sys
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -73,17 +70,6 @@ class Wrapper:
         return torch.cat(outputs).to(q_nope.dtype)
 
 
-@pytest.fixture
-def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("flashinfer.mla")
-    module.BatchMLAPagedAttentionWrapper = Wrapper  # type: ignore[attr-defined]
-    package = ModuleType("flashinfer")
-    package.__spec__ = importlib.machinery.ModuleSpec("flashinfer", None)
-    package.mla = module  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flashinfer", package)
-    monkeypatch.setitem(sys.modules, "flashinfer.mla", module)
-
-
 def make(q_lens: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     tokens = sum(q_lens)
@@ -95,7 +81,7 @@ def make(q_lens: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> tuple[
     return q_latent, q_rope, cache, table, torch.tensor([70, 192], dtype=torch.int32)
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("flashinfer_stand_in")
 @pytest.mark.parametrize("q_lens", [(1, 1), (3, 1)])
 def test_it_computes_what_the_reference_does(q_lens: tuple[int, ...]) -> None:
     arguments = make(q_lens)
@@ -105,7 +91,7 @@ def test_it_computes_what_the_reference_does(q_lens: tuple[int, ...]) -> None:
     torch.testing.assert_close(ours.float(), expected, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("flashinfer_stand_in")
 def test_a_graph_has_buffers_of_its_own_and_bounds() -> None:
     decode = MlaDecode(
         CPU, heads=HEADS, scale=SCALE, dtype=torch.bfloat16, kernel="fa3", graph=(2, 5)
@@ -122,7 +108,7 @@ def test_a_graph_has_buffers_of_its_own_and_bounds() -> None:
         decode.plan(table[:1], kv_len[:1], (1,))
 
 
-@pytest.mark.usefixtures("_installed")
+@pytest.mark.usefixtures("flashinfer_stand_in")
 def test_what_it_cannot_do_is_named() -> None:
     with pytest.raises(ValueError, match=r"dtype is torch\.float32, allowed are torch\.bfloat16"):
         MlaDecode(CPU, heads=HEADS, scale=SCALE, dtype=torch.float32)

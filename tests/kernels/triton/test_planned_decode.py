@@ -23,7 +23,6 @@ from dsv2.kernels.triton import planned_decode
 from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.ragged import RaggedBatch
 from tests.kernels.layers import Draw, turn
-from tests.kernels.test_flashinfer import _installed  # noqa: F401, a fixture
 from tests.kernels.test_executor import close, fresh_cache, three_steps
 from tests.kernels.triton.place import DEVICE, HALF
 from tests.tiny import tiny_config
@@ -96,7 +95,7 @@ def decode(rows: int = ROWS, dtype: torch.dtype = HALF, **more: Any) -> MlaDecod
 
 
 @pytest.fixture
-def stand_in(_installed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def stand_in(flashinfer_stand_in: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """FlashInfer's signatures, and nothing chosen or broken before."""
     monkeypatch.setattr(planned_decode, "available", lambda name: True)
     monkeypatch.setattr(planned_decode, "_chosen", {})
