@@ -39,7 +39,12 @@ def executors() -> list[Any]:
 
 def with_widths() -> list[Any]:
     """Executors with rotated widths; one with a matrix unit takes others with another kernel."""
-    some = [pytest.param(CpuExecutor(2, isa), 8, id=isa) for isa in supported()]
+    some = [
+        pytest.param(
+            CpuExecutor(2, isa), 8, id=isa, marks=pytest.mark.slow if isa == "scalar" else ()
+        )
+        for isa in supported()
+    ]
     wide = [pytest.param(CpuExecutor(2, isa), 32, id=f"{isa}-wide")
             for isa in supported() if isa == "amx"]  # fmt: skip
     return some + wide

@@ -79,7 +79,10 @@ def test_a_few_tokens_are_given_to_it_and_many_are_not(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("shared_experts", [0, 1, 2])
+@pytest.mark.parametrize(
+    "shared_experts",
+    [*(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1)), 2],
+)
 def test_experts(name: str, shared_experts: int) -> None:
     experts = experts_of(6, 64, 128, name)
     shared = None
