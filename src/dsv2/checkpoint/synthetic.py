@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
@@ -12,7 +11,7 @@ from dsv2.checkpoint.packed import cache_format_for
 from dsv2.checkpoint.quantised import is_quantised, write_quantised
 from dsv2.checkpoint.weights import NAMED_DTYPES, parameter_shapes
 from dsv2.kernels.executor import Executor
-from dsv2.kernels.formats import CODEBOOK, SCHEMES, QuantTensor, Weight, scheme_of
+from dsv2.kernels.formats import SCHEMES, Weight, random_codes, scheme_of
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import Fetch, PackedModel
 
@@ -103,22 +102,4 @@ def synthetic_matrix(shape: tuple[int, ...], weights: str, generator: torch.Gene
         # A stack shares one draw: what matters is that each has memory of its own.
         one = torch.randn(shape[-2:], generator=generator, device=device) * spread
         return one.to(NAMED_DTYPES[weights]).expand(shape).contiguous()
-    kind = SCHEMES[weights]
-    *rows, columns = shape
-    codes = torch.randint(
-        256, (*rows, columns * kind.bits // 8), dtype=torch.uint8, generator=generator,
-        device=device,
-    )  # fmt: skip
-    groups = (*rows, columns // kind.group)
-    scales = torch.randint(70, 127, groups, dtype=torch.int8, generator=generator, device=device)
-    # Levels of 4 bits have a mean, which adds up in every layer until all tokens take the same
-    # experts; with either sign it does not. Weights that are too small have the same effect.
-    signs = torch.randint(0, 2, groups, dtype=torch.int8, generator=generator, device=device)
-    scales *= 2 * signs - 1
-    levels = CODEBOOK if kind.bits == 4 else range(-128, 128)
-    size = _root_mean_square(levels) * _root_mean_square(range(70, 127))
-    return QuantTensor(weights, codes, scales, torch.full(rows, spread / size, device=device))
-
-
-def _root_mean_square(numbers: Sequence[int]) -> float:
-    return fmean(number * number for number in numbers) ** 0.5
+    return random_codes(shape, weights, generator)

@@ -17,6 +17,7 @@ from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import Choice, sample
 from dsv2.engine.sequence import Sequence, Work, blocks_for, publish
 from dsv2.engine.speculate import check_count
+from dsv2.engine.structured import follow
 from dsv2.shapes import BLOCK_SIZE
 from dsv2.tokenizer import Tokenizer
 
@@ -225,11 +226,8 @@ class ModelDrafter:
             if not drafts:
                 self._fail(twin)
             return False
-        if own.matcher is not None:
-            try:
-                own.matcher.take(token)
-            except Exception:
-                return False  # of the same token the request's own structure will say why
+        if follow(own.matcher, token) is not None:
+            return False  # of the same token the request's own structure will say why
         own.tokens.append(token)
         drafts.append(token)
         if own.matcher is not None and own.matcher.is_complete:

@@ -17,7 +17,7 @@ from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import UNKNOWN, Sequence, Work
 from dsv2.engine.shaping import needs_last_token
 from dsv2.engine.speculate import Drafter
-from dsv2.engine.structured import Pending, StructureCompiler, StructureError
+from dsv2.engine.structured import Pending, StructureCompiler, StructureError, follow
 from dsv2.engine.transfer import to_device
 
 _LOGPROB_ROWS = 64
@@ -384,7 +384,9 @@ class Engine:
         reasons: dict[int, str],
     ) -> None:  # fmt: skip
         """Take a token in and tell of it; note the reason to finish, if there is one."""
-        choice = _followed(sequence, choice)
+        problem = follow(sequence.matcher, choice.token)
+        if problem is not None:
+            choice = Choice(None, error=problem)
         reason = self._append(sequence, choice)
         outputs.append(self._output(sequence, choice, reason))
         if reason is not None:
@@ -415,18 +417,3 @@ class Engine:
             cached_tokens=sequence.cached_tokens,
             prompt_logprobs=None if scored is None else tuple(scored),
         )  # fmt: skip
-
-
-def _followed(sequence: Sequence, choice: Choice) -> Choice:
-    """The choice, or an error where the answer's structure cannot go on with it.
-
-    The sampler chose among what the structure allows; its library may still give up, at a limit of
-    its own.
-    """
-    if sequence.matcher is None or choice.token is None:
-        return choice
-    try:
-        sequence.matcher.take(choice.token)
-    except Exception as error:  # the library's own: the request's problem, nobody else's
-        return Choice(None, error=f"the structure of the answer failed: {error!s:.500}")
-    return choice

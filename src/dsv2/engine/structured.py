@@ -71,6 +71,21 @@ class _Matcher:
         return _Matcher(self._native.deep_copy(), self._vocab_size)
 
 
+def follow(matcher: Matcher | None, token: int | None) -> str | None:
+    """Let an answer's structure take its token; why it cannot go on, or None.
+
+    The sampler chose among what the structure allows; its library may still give up, at a limit of
+    its own.
+    """
+    if matcher is None or token is None:
+        return None
+    try:
+        matcher.take(token)
+    except Exception as error:  # the library's own: the request's problem, nobody else's
+        return f"the structure of the answer failed: {error!s:.500}"
+    return None
+
+
 class StructureCompiler:
     """Compiles structures for one tokenizer.
 

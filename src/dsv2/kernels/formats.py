@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -270,3 +271,30 @@ def relative_rmse(weight: Tensor, other: Tensor) -> float:
     """Root of the mean squared difference over the root mean square of ``weight``."""
     wide = weight.double()
     return float(((other.double() - wide).square().sum() / wide.square().sum()).sqrt())
+
+
+def random_codes(shape: Sequence[int], scheme: str, generator: torch.Generator) -> QuantTensor:
+    """A matrix ``[.., rows, columns]`` of drawn codes and scales, on the generator's device.
+
+    Numbers have a mean of zero and a spread of ``columns ** -0.5``.
+    """
+    kind, device = SCHEMES[scheme], generator.device
+    *rows, columns = shape
+    codes = torch.randint(
+        256, (*rows, columns * kind.bits // 8), dtype=torch.uint8, generator=generator,
+        device=device,
+    )  # fmt: skip
+    groups = (*rows, columns // kind.group)
+    scales = torch.randint(70, 127, groups, dtype=torch.int8, generator=generator, device=device)
+    # Levels of 4 bits have a mean, which adds up in every layer until all tokens take the same
+    # experts; with either sign it does not. Weights that are too small have the same effect.
+    signs = torch.randint(0, 2, groups, dtype=torch.int8, generator=generator, device=device)
+    scales *= 2 * signs - 1
+    levels = CODEBOOK if kind.bits == 4 else range(-128, 128)
+    size = _root_mean_square(levels) * _root_mean_square(range(70, 127))
+    row_scales = torch.full(rows, columns**-0.5 / size, device=device)
+    return QuantTensor(scheme, codes, scales, row_scales)
+
+
+def _root_mean_square(numbers: Sequence[int]) -> float:
+    return fmean(number * number for number in numbers) ** 0.5

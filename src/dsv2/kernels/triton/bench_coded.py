@@ -11,12 +11,12 @@ from dsv2.kernels import reference
 from dsv2.kernels.executor import Mlp
 from dsv2.kernels.formats import (
     FP8_BLOCK,
-    SCHEMES,
     BlockTensor,
     Coded,
     QuantTensor,
     Weight,
     dequantise,
+    random_codes,
 )
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.triton.bench import KernelBench, relative
@@ -41,16 +41,7 @@ def _random(bench: KernelBench, name: str, shape: tuple[int, int, int]) -> Coded
         blocks = (experts, -(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
         codes = bench.normal(*shape).to(torch.float8_e4m3fn)
         return BlockTensor(codes, torch.full(blocks, spread, device=device))
-    kind = SCHEMES[name]
-    codes = torch.randint(
-        256, (experts, rows, columns * kind.bits // 8), dtype=torch.uint8, device=device
-    )
-    scales = torch.randint(
-        70, 127, (experts, rows, columns // kind.group), dtype=torch.int8, device=device
-    )
-    top = 16 if kind.bits == 4 else 64  # about the spread of the levels
-    row_scales = torch.full((experts, rows), spread / top / 100, device=device)
-    return QuantTensor(name, codes, scales, row_scales)
+    return random_codes(shape, name, torch.Generator(device).manual_seed(0))
 
 
 def bench_coded(
