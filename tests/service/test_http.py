@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
+from dsv2.service.platform.rates import Limiter
+from dsv2.service.serving import Rates
 from dsv2.service.web.http import BodyLimit
 from tests.service.asgi import ask
 from tests.service.fakes import Site, make_site, pocket_tokenizer, words
@@ -171,6 +173,17 @@ def test_other_sites_may_read_nothing_unless_listed() -> None:
     }  # fmt: skip
     allowed = ask(made.app, URL, headers=preflight, method="OPTIONS").headers
     assert "x-stainless-lang" in allowed["access-control-allow-headers"]
+
+
+def test_pages_that_may_read_answers_may_read_their_limits() -> None:
+    limits = Limiter().enter({"key": Rates(requests_per_minute=9, tokens_per_minute=99)}, 5).headers
+    made = site(origins=["https://good.example"])
+    reply = ask(made.app, URL, BODY, headers={**KEY, "origin": "https://good.example"})
+    read = reply.headers["access-control-expose-headers"].split(", ")
+    sent = {name for name in reply.headers if name.startswith(("x-", "openai-"))}
+    assert len(limits) == 6
+    assert {"x-request-id", "x-ratelimit-limit-requests"} <= sent
+    assert {*sent, *limits, "retry-after", "idempotent-replayed"} == set(read)
 
 
 def test_a_line_of_log_for_each_request(caplog: pytest.LogCaptureFixture) -> None:

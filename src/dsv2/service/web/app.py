@@ -20,6 +20,15 @@ from dsv2.service.web.http import MAX_BODY_BYTES, BodyLimit, HostCheck, RequestC
 from dsv2.service.web.openapi import schema_of
 from dsv2.service.web.static_files import BuiltSite
 
+EXPOSED = (
+    "x-request-id", "openai-processing-ms", "retry-after", "idempotent-replayed",
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
+)  # fmt: skip
+"""Headers of answers that pages of other sites may read, beside those that they always may."""
 _WORDS = {404: "There is no such address", 405: "This address does not take that method"}
 
 
@@ -64,7 +73,7 @@ def create_app(
     if origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"],
-            allow_headers=["*"], expose_headers=["x-request-id", "retry-after"],
+            allow_headers=["*"], expose_headers=EXPOSED,
         )  # fmt: skip
     if hosts is not None:
         app.add_middleware(HostCheck, allowed=hosts)
