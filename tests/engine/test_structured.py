@@ -157,6 +157,97 @@ def test_the_gate_bounds_structures(llm: LLM, structure: Any, message: str) -> N
         llm.check(replace(WARM, structure=structure))
 
 
+def schema(**fields: Any) -> Structure:
+    return Structure("json_schema", json.dumps(fields))
+
+
+MANY = {f"p{number}": {"type": "integer"} for number in range(2000)}
+HOSTILE = {
+    "a loop of references": (schema(**{"$ref": "#"}), "error"),
+    "two references to each other": (
+        schema(**{"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+                  "$ref": "#/$defs/a"}),
+        "error",
+    ),
+    "another server's schema": (schema(**{"$ref": "http://attacker.example/x"}), "error"),
+    "thousands of properties": (schema(type="object", properties=MANY), "error"),
+    "a long enumeration": (schema(enum=list(range(9000))), "done"),
+    "a long string": (schema(type="string", minLength=10**6, maxLength=10**9), "done"),
+    "a long list": (schema(type="array", minItems=10**6, items={"type": "integer"}), "done"),
+    "a product of choices": (
+        schema(allOf=[{"anyOf": [{"properties": {f"{a}{n}": {"type": "null"}}} for a in "ab"]}
+                      for n in range(20)]),
+        "error",
+    ),
+    "nested repetition": (Structure("regex", "(a+)+b"), "done"),
+    "repetition of repetition": (Structure("regex", "((a{1,1000}){1,1000}){1,1000}"), "done"),
+    "states for every past": (Structure("regex", "[ab]*a[ab]{200}"), "done"),
+    "a look ahead": (Structure("regex", "(?=a)b"), "error"),
+    "a look behind": (Structure("regex", "(?<=a)b"), "error"),
+    "a reference back": (Structure("regex", r"(a)\1"), "error"),
+    "classes of Unicode": (Structure("regex", r"[\p{L}--\p{Lu}]{1,500}\p{Nd}+"), "any"),
+    "a grammar of everything at once": (
+        Structure("grammar", 'start: a\na: a a | a a a | "x"'), "any",
+    ),
+    "what is in one and not in the other": (
+        Structure("grammar", "start: A\nA: /((.*a.{30}){1,30})/ & ~/(.*b.{100}.*){1,20}/"), "any",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_structure_costs_the_others_nothing(llm: LLM, name: str) -> None:
+    """Faults F18, F19: refused or followed, soon; the neighbour's tokens are what they always are.
+
+    Nothing is fetched for a reference to elsewhere: the library has no way to.
+    """
+    structure, expected = HOSTILE[name]
+    free = replace(WARM, max_tokens=8)
+    alone = llm.generate("x", free)[0].token_ids
+    begun = time.monotonic()
+    bound = replace(WARM, max_tokens=8, structure=structure)
+    found = llm.generate(["x", "x"], [bound, free])
+    assert time.monotonic() - begun < 3  # of which the slowest compiles for half a second
+    assert found[1].token_ids == alone
+    assert (found[0].finish_reason == "error") == (expected == "error") or expected == "any"
+    if name == "another server's schema":
+        assert "does not fetch" in str(found[0].error)
+    stats = llm.engine.stats
+    assert stats.free_blocks == stats.total_blocks and not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("one", "problem"),
+    [
+        (schema(type="integer", multipleOf=7777777), "multipleOf 7777777"),
+        (schema(type="number", multipleOf=77.77777), "multipleOf 77.77777"),
+        (schema(allOf=[{"multipleOf": 97}, {"not": {"multipleOf": 9973}}]), "multipleOf 9973"),
+        (Structure("json_schema", '{"multipleOf": 1e999}'), "multipleOf inf"),
+        (Structure("json_schema", r'{"multiple\u004ff": 77777}'), "multipleOf 77777"),
+        (Structure("grammar", 'start: "%json" %json  {"multipleOf": 77777}'), "multipleOf 77777"),
+        (Structure("grammar", "start: %json " + "[" * 70 + "]" * 70), "64 levels"),
+        (schema(type="integer", multipleOf=10**9), None),
+        (schema(type="number", multipleOf=0.01), None),
+        (schema(properties={"multipleOf": {"multipleOf": 12}, "b": {"multipleOf": 360}}), None),
+        (Structure("grammar", 'start: "%json" "{"'), None),
+    ],
+)  # fmt: skip
+def test_multiples_are_bounded(llm: LLM, one: Structure, problem: str | None) -> None:
+    """Fault F18: an automaton of millions of states, from a hundred bytes."""
+    if problem is None:
+        begun = time.monotonic()
+        assert ask_any(llm, one) != "error"
+        assert time.monotonic() - begun < 2
+        return
+    with pytest.raises(RequestError, match=problem):
+        llm.check(replace(WARM, structure=one))
+
+
+def ask_any(llm: LLM, structure: Structure) -> str | None:
+    """How an answer of a few tokens ends."""
+    return llm.generate("x", replace(WARM, max_tokens=8, structure=structure))[0].finish_reason
+
+
 def test_without_the_library_a_structure_is_refused(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:

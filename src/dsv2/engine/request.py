@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dsv2.engine.schema_bounds import problem_of, problem_of_grammar
+
 MAX_SEED = 2**63 - 1
 MAX_PRIORITY = 1000
 MAX_NAME_CHARS = 256
@@ -36,7 +38,6 @@ class OverloadedError(RuntimeError):
 
 STRUCTURES = ("json_object", "json_schema", "regex", "grammar")
 MAX_STRUCTURE_CHARS = 65_536
-MAX_SCHEMA_DEPTH = 64
 
 
 @dataclass(frozen=True)
@@ -206,24 +207,11 @@ def _check_structure(structure: Any) -> None:
             schema = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise RequestError("structure", f"is not valid JSON: {error}") from error
-        if not isinstance(schema, (dict, bool)) or _depth(schema) > MAX_SCHEMA_DEPTH:
-            raise RequestError(
-                "structure", f"must be a schema at most {MAX_SCHEMA_DEPTH} levels deep"
-            )
-
-
-def _depth(value: Any) -> int:
-    """Levels of objects and lists, without recursion."""
-    depth, level = 0, [value]
-    while level:
-        depth += 1
-        level = [
-            child
-            for one in level
-            if isinstance(one, (dict, list))
-            for child in (one.values() if isinstance(one, dict) else one)
-        ]
-    return depth
+        problem = problem_of(schema)
+    else:
+        problem = problem_of_grammar(text) if structure.kind == "grammar" else None
+    if problem is not None:
+        raise RequestError("structure", problem)
 
 
 def _check_bias(bias: Any, limits: Limits) -> None:

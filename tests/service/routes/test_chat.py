@@ -326,6 +326,18 @@ def test_logprobs_have_text_bytes_and_the_best(stream: bool) -> None:
 # Errors
 
 
+def as_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    format_ = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return {"response_format": format_}
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"temperature": -1}, "temperature"), ({"temperature": 2.5}, "temperature"),
     ({"temperature": "0.5"}, "temperature"), ({"temperature": True}, "temperature"),
@@ -367,6 +379,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tools": [TOOL], "tool_choice": "required", "regex": "a"}, "regex"),
     ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
     ({"response_format": {"type": "xml"}}, "response_format.type"),
+    *((as_schema(given), "response_format") for given in (
+        nested(50), {"enum": list(range(10**5))},
+        {"properties": {f"p{n}": {} for n in range(3 * 10**4)}}, {"allOf": [{"multipleOf": 77777}]},
+    )),
+    ({"regex": "(a+)+b" * 12_000}, "regex"),
+    ({"grammar": "%json" + "[" * 99 + "]" * 99}, "grammar"),
+    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": nested(50)}}],
+      "tool_choice": "required"}, "tool_choice"),
     ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex"),
     ({"stream": "yes"}, "stream"),
 ]  # fmt: skip

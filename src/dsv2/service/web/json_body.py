@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,9 @@ MAX_DIGITS = 400
 
 _SMALL_BODY = 65_536
 """Bytes that are read at once, within a few milliseconds; larger bodies go to a thread."""
+
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""What half a surrogate pair begins with: UTF-8 itself has none, only an escape can bring it in."""
 
 M = TypeVar("M", bound=Body)
 
@@ -52,7 +56,9 @@ def parse_json(text: bytes) -> Any:
         raise ApiError(
             400, f"The body could not be parsed as JSON: {error!s:.200}", code="invalid_json"
         ) from error
-    _check_tree(value)
+    _check_depth(value)
+    if _HALF.search(text):
+        _check_texts(value)
     return value
 
 
@@ -88,14 +94,25 @@ def _constant(name: str) -> float:
     raise _TrapError(f"{name} is no JSON")
 
 
-def _check_tree(value: Any) -> None:
-    """Depth and lone surrogates, level by level."""
-    level: list[tuple[str, Any]] = [("", value)]
-    depth = 0
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
     while level:
         depth += 1
         if depth > MAX_DEPTH:
             raise _too_deep()
+        level = [
+            child
+            for one in level
+            if isinstance(one, (dict, list))
+            for child in (one.values() if isinstance(one, dict) else one)
+            if isinstance(child, (str, dict, list))
+        ]
+
+
+def _check_texts(value: Any) -> None:
+    """Lone surrogates, level by level."""
+    level: list[tuple[str, Any]] = [("", value)]
+    while level:
         below: list[tuple[str, Any]] = []
         for path, one in level:
             if isinstance(one, str):
