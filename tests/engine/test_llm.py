@@ -10,6 +10,7 @@ import torch
 
 from dsv2 import LLM, SamplingParams, load_model
 from dsv2.engine.request import Request, RequestError
+from dsv2.engine.runner import Runner
 from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
 from dsv2.tokenizer import ChatError, StreamDecoder
@@ -258,3 +259,24 @@ def test_stream_decoder_and_output_agree(llm: LLM) -> None:
     decoder = StreamDecoder(llm.tokenizer)
     text = "".join(decoder.push(token) for token in done.token_ids) + decoder.finish()
     assert text == done.text
+
+
+def test_the_logprobs_of_long_prompts_take_little_memory(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault F15: fifty prompts at once have the logits of a few of their tokens at a time."""
+    llm = LLM(tiny_folder, device="cpu", dtype="float32", max_sequences=50, max_step_tokens=4000)
+    rows: list[int] = []
+    logits = Runner.logits
+
+    def count(self: Runner, hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(Runner, "logits", count)
+    params = SamplingParams(max_tokens=1, logprobs=1, prompt_logprobs=1, ignore_eos=True)
+    prompts = [[3 + (n * k) % 180 for k in range(400)] for n in range(50)]
+    answers = llm.generate(prompts, params)
+    assert [len(one.prompt_logprobs or ()) for one in answers] == [400] * 50
+    assert sum(rows) >= 50 * 399
+    assert max(rows) <= 64

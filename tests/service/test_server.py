@@ -28,7 +28,7 @@ LONG = {"max_tokens": 1500, "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    names = ("--alias", "gpt-4=pocket", "--alias", "deepseek-chat=pocket")
+    names = ("--alias", "gpt-4=pocket", "--alias", "deepseek-chat=pocket", "--log-level", "debug")
     with running(tmp_path_factory.mktemp("server") / "data", *names) as one:
         one.crowd()
         yield one
@@ -147,6 +147,42 @@ def check_books(data: Path) -> None:
             assert verify_books(db) == []
     finally:
         store.close()
+
+
+def test_no_secret_is_left_anywhere(server: Running) -> None:
+    """Fault F53: in no log, even of all that can be logged, no metric, no process, no file."""
+    canary = "canary-9d41"
+    talk = [{"role": "user", "content": f"{canary} question"}]
+    admin = {"Authorization": f"Bearer {server.key}"}
+    wrong = {"Authorization": f"Bearer sk-{canary}"}
+    before = server.client.get("/v1/models", headers=admin)
+    assert before.status_code == 200
+    assert server.chat(messages=talk, max_tokens=2, user=canary).status_code == 200
+    with server.streaming(messages=talk, max_tokens=2) as stream:
+        assert list(stream)[-1] == "[DONE]"
+    for body in ({"temperature": -1}, {"max_tokens": 10**9}, {"stop": [canary, ""]},
+                 {"regex": f"(({canary}"}, {"model": canary}, {canary: canary}):  # fmt: skip
+        server.chat(messages=talk, **{"max_tokens": 2} | body)
+    refused = [
+        server.client.get("/v1/models", headers=wrong),
+        server.client.post("/api/account/log-in", json={"email": "a@b.c", "password": canary}),
+        server.client.post("/v1/chat/completions", content=f'{{"messages": "{canary}'.encode()),
+        server.client.get(f"/nothing/{canary}?key={canary}"),
+    ]
+    assert [answer.status_code // 100 for answer in refused] == [4] * 4
+    assert server.client.get("/health", headers={"x-request-id": canary}).status_code == 200
+    places = {"the log": server.errors.read_bytes(),
+              "the metrics": httpx.get(server.operations + "/metrics").content}  # fmt: skip
+    for pid in (server.process.pid, server.engine_pid):
+        for name in ("cmdline", "environ"):
+            places[f"{name} of {pid}"] = Path(f"/proc/{pid}/{name}").read_bytes()
+    for file in server.data.rglob("*"):
+        if file.is_file():
+            places[str(file)] = file.read_bytes()
+    assert len(places["the log"]) > 1000 and any("sqlite" in name for name in places)
+    for name, content in places.items():
+        for secret in (canary, server.key, server.key.removeprefix("sk-")[:16]):
+            assert secret.encode() not in content, (name, secret)
 
 
 def test_nothing_else_is_listening(server: Running) -> None:

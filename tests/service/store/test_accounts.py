@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 from collections.abc import Callable
 
 import pytest
@@ -203,6 +205,27 @@ def test_what_is_no_key_is_told_nothing(store: Store) -> None:
             with pytest.raises(AuthenticationError) as caught:
                 keys.authenticate(db, token, now=NOW)
             assert str(caught.value) == "the credentials are not valid"
+
+
+def test_the_time_tells_nothing_of_a_keys_first_letters(store: Store) -> None:
+    """Fault F52: of ten thousand guesses half share half a key with one that is there.
+
+    Fewer on PostgreSQL, where each takes longer.
+    """
+    with store.write() as db:
+        token = customer(db).token
+        half = token[: len(token) // 2]
+        times: dict[str, list[float]] = {"sk-": [], half: []}
+        for number in range(5000 if store.is_sqlite else 1000):
+            for start, found in times.items():
+                guess = start + f"{number:0{len(token) - len(start)}x}"
+                begun = time.perf_counter()
+                with contextlib.suppress(AuthenticationError):
+                    keys.authenticate(db, guess, now=NOW)
+                found.append(time.perf_counter() - begun)
+        assert keys.authenticate(db, token, now=NOW).key.name  # and one of them would be found
+    nothing, shared = (statistics.median(found) for found in times.values())
+    assert abs(shared - nothing) < 0.05 * nothing, (nothing, shared)
 
 
 def test_strange_names_find_nothing_and_break_nothing(store: Store) -> None:
