@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+import torch
+
 from dsv2.engine.engine import Engine, TokenOutput
 from dsv2.engine.request import Request
 from dsv2.engine.runner import Runner
@@ -31,6 +33,8 @@ def launch(self: Runner, works: Any, *rest: Any) -> Any:
         if sequence.num_generated == int(number or 0):
             if asked == "fails":
                 raise MemoryError("no more of it")
+            if asked == "loses its device":
+                raise torch.AcceleratorError("CUDA error: an illegal memory access")
             if asked == "hangs":
                 time.sleep(60)
             if asked == "exits":

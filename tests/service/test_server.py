@@ -7,10 +7,12 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -95,6 +97,39 @@ def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
     assert [usage(pid)[0] <= count + 3 for pid, count in zip(pids, files, strict=True)] == [
         True
     ] * 2
+    check_books(server.data)
+
+
+def test_a_storm_of_clients_that_leave_costs_nothing(server: Running) -> None:
+    """Fault F25: at once, at the first byte or with half of the connection; a third each."""
+    before, pids = server.canary(), (server.process.pid, server.engine_pid)
+    used = [usage(pid) for pid in pids]
+    host, _, port = server.address.removeprefix("http://").rpartition(":")
+    body = json.dumps({"model": "pocket", "prompt": "x", "stream": True, **LONG}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+
+    def leave(number: int) -> None:
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            if number % 3:
+                assert connection.recv(16) == b"HTTP/1.1 200 OK\r\n"[:16]
+            if number % 3 == 2:
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    continue
+            else:  # with a reset, where a client has crashed
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    steps = server.gauge("engine_steps_total")
+    with ThreadPoolExecutor(30) as threads:
+        list(threads.map(leave, range(120)))
+    server.check_idle()
+    assert server.gauge("engine_steps_total") - steps < LONG["max_tokens"], "they ran to the end"
+    assert server.canary() == before
+    for pid, (files, memory) in zip(pids, used, strict=True):
+        files_now, memory_now = usage(pid)
+        assert files_now <= files + 3
+        assert memory_now < memory + 16
     check_books(server.data)
 
 
@@ -211,15 +246,17 @@ def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
     """Fault F27."""
     before, first = server.canary(), server.engine_pid
     files = usage(server.process.pid)[0]
-    with server.streaming(**LONG) as stream:
-        next(stream)
+    with ThreadPoolExecutor(4) as threads, server.streaming(**LONG) as stream:
+        whole = [threads.submit(server.chat, **LONG) for _ in range(4)]
+        until(lambda: server.gauge("engine_running") == 5, 10.0)
         next(stream)
         os.kill(first, signal.SIGKILL)
         killed = time.monotonic()
+        until(lambda: server.client.get("/health").status_code == 503, 2.0)
+        assert time.monotonic() - killed < 2
         *_, last = stream
     assert last["error"]["type"] == "overloaded_error", last
-    until(lambda: server.client.get("/health").status_code == 503, 2.0)
-    assert time.monotonic() - killed < 4
+    assert [answer.result().status_code for answer in whole] == [503] * 4
     assert server.chat().status_code == 503
     until(lambda: server.client.get("/ready").status_code == 200, 60.0)
     assert server.engine_pid != first
@@ -269,16 +306,23 @@ def test_a_server_that_is_killed_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_sigterm_lets_answers_end(tmp_path: Path) -> None:
     """Fault F31: nothing new begins, what runs ends, and the status says so."""
     with running(tmp_path / "data") as server:
-        with server.streaming(max_tokens=300, ignore_eos=True) as stream:
-            next(stream)
+
+        def read(number: int) -> object:
+            words = [{"role": "user", "content": str(number)}]
+            with server.streaming(messages=words, max_tokens=60, ignore_eos=True) as stream:
+                *_, last = stream
+                return last
+
+        with ThreadPoolExecutor(50) as threads:
+            answers = threads.map(read, range(50))
+            until(lambda: server.gauge("engine_running") == 50, 20.0)
             server.process.send_signal(signal.SIGTERM)
             until(lambda: server.client.get("/ready").status_code == 503, 5.0)
             late = httpx.post(server.address + "/v1/chat/completions", json={})
             assert late.status_code == 503
             assert late.headers["connection"] == "close"
             assert late.json()["error"]["code"] == "server_is_stopping"
-            *_, last = stream
-        assert last == "[DONE]"
+            assert list(answers) == ["[DONE]"] * 50
         assert server.process.wait(20) == 0
         check_books(server.data)
 

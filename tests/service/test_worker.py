@@ -15,7 +15,7 @@ import zmq
 from dsv2 import LLM
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams, Structure
 from dsv2.service.worker.client import EngineClient
-from dsv2.service.worker.process import MAX_TO_ENGINE, addresses
+from dsv2.service.worker.process import EXIT_BROKEN, MAX_TO_ENGINE, addresses
 from dsv2.service.worker.streams import outputs_of
 from dsv2.service.worker.wire import (
     Batch,
@@ -348,3 +348,21 @@ def test_a_peer_that_reads_late_finds_its_tokens_joined(worker: Worker) -> None:
         assert items[-1].finish_reason == "length"
 
     run(worker, test)
+
+
+@pytest.mark.slow
+def test_a_lost_device_ends_the_process_at_once(tiny_folder: Path) -> None:
+    """Fault F30: no other step could succeed, and the status says that it did not end well."""
+
+    async def act(worker: Worker) -> list[str | None]:
+        async with worker.client() as client:
+            streams = [
+                collect(outputs_of(client, slow_request("neighbour"))),
+                collect(outputs_of(client, request("bad", tenant="loses its device at 3"))),
+            ]
+            return [items[-1].error for items in await asyncio.gather(*streams)]
+
+    with socket_folder() as folder, launched(make_options(tiny_folder, folder), FAULTY) as worker:
+        told = asyncio.run(act(worker))
+        assert told == ["the engine failed in a step (AcceleratorError)"] * 2
+        assert worker.wait() == EXIT_BROKEN
