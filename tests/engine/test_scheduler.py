@@ -96,6 +96,39 @@ def test_a_full_line_turns_requests_away() -> None:
     scheduler.add(sequence(4, name="c"))
 
 
+def line_of(scheduler: Scheduler) -> str:
+    return "".join(sorted(s.request.tenant for s in scheduler.waiting))
+
+
+def test_a_full_line_is_shared_by_those_who_come() -> None:
+    """Whoever has most in it gives way, newest first, until all have as much."""
+    scheduler = Scheduler(BlockPool(4), max_step_tokens=9, max_sequences=1, max_waiting=6)
+    for number in range(6):
+        assert scheduler.add(sequence(4, name=f"a{number}", tenant="a")) is None
+    lost = [scheduler.add(sequence(4, name=f"b{n}", tenant="b")) for n in range(3)]
+    assert [one.request.id for one in lost if one] == ["a5", "a4", "a3"]
+    for tenant in "ab":
+        with pytest.raises(OverloadedError, match="6 requests are waiting"):
+            scheduler.add(sequence(4, name="more", tenant=tenant))
+    lost = [scheduler.add(sequence(4, name=f"c{n}", tenant="c")) for n in range(2)]
+    assert sorted(one.request.id for one in lost if one) == ["a2", "b2"]
+    assert line_of(scheduler) == "aabbcc"
+    with pytest.raises(OverloadedError):
+        scheduler.add(sequence(4, name="more", tenant="c"))
+    assert line_of(scheduler) == "aabbcc"
+
+
+def test_who_has_begun_or_ranks_higher_does_not_give_way() -> None:
+    scheduler = Scheduler(BlockPool(4), max_step_tokens=9, max_sequences=1, max_waiting=3)
+    for name, priority in (("begun", 0), ("high", 5), ("low", 0)):
+        scheduler.add(sequence(4, name=name, tenant="a", priority=priority))
+    scheduler.waiting[0].preemptions = 1
+    with pytest.raises(OverloadedError):  # but one of the tenant's is of no higher rank
+        scheduler.add(sequence(4, name="other", tenant="b"))
+    lost = scheduler.add(sequence(4, name="urgent", tenant="b", priority=5))
+    assert lost is not None and lost.request.id == "low"
+
+
 def test_a_step_has_room_for_every_sequence() -> None:
     with pytest.raises(ValueError, match="below max_sequences"):
         Scheduler(BlockPool(1), max_step_tokens=3, max_sequences=4)

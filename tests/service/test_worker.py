@@ -212,6 +212,30 @@ def test_a_full_line_is_no_fault_of_the_request(worker: Worker) -> None:
     run(worker, test)
 
 
+def test_a_line_full_of_one_tenants_requests_lets_another_in(worker: Worker) -> None:
+    async def test(client: EngineClient) -> None:
+        def ask(one: Request) -> asyncio.Task[list[Tokens]]:
+            return asyncio.ensure_future(collect(outputs_of(client, one)))
+
+        running = [ask(slow_request(f"running {n}")) for n in range(8)]
+        await until(lambda: client.stats.running == 8)
+        flood = [ask(slow_request(f"waiting {n}")) for n in range(16)]
+        await until(lambda: client.stats.waiting == 16)
+        others = [ask(request(f"other {n}", tenant="other")) for n in range(8)]
+        await until(lambda: sum(task.done() for task in flood) == 8)
+        assert [task.done() for task in flood] == [False] * 8 + [True] * 8  # the newest
+        for task in flood[8:]:
+            with pytest.raises(OverloadedError, match="others have less in it"):
+                await task
+        for task in (*running, *flood[:8]):
+            task.cancel()
+        await asyncio.gather(*running, *flood, return_exceptions=True)
+        answers = await asyncio.gather(*others)
+        assert [len(tokens_of(one)) for one in answers] == [GREEDY.max_tokens] * 8
+
+    run(worker, test)
+
+
 class Raw:
     """A peer that sends what it likes."""
 

@@ -35,8 +35,9 @@ class TokenOutput:
         request_id: whose it is.
         token: the new token, or None when the request failed.
         logprobs: where they were asked for.
-        finish_reason: ``stop``, ``length`` or ``error`` at the end, else None.
-        error: what went wrong, with finish reason ``error``.
+        finish_reason: at the end ``stop``, ``length``, ``error``, or ``rejected`` for one that has
+            lost its place in a full line to another tenant's; else None.
+        error: what went wrong, with finish reason ``error`` or ``rejected``.
         cached_tokens: with the first token, how many of the prompt were found in the cache.
         prompt_logprobs: with the first token, where they were asked for: one entry per token of
             the prompt, None for the first.
@@ -128,6 +129,7 @@ class Engine:
         self._compiling: dict[str, Pending] = {}
         self._sequences: dict[str, Sequence] = {}
         self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
+        self._displaced: list[TokenOutput] = []
         self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = 0
         self._flight: _Flight | None = None
         self._overlapped = 0
@@ -135,7 +137,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether any request is under way."""
-        return bool(self._sequences)
+        return bool(self._sequences or self._displaced)
 
     @property
     def stats(self) -> EngineStats:
@@ -161,7 +163,7 @@ class Engine:
 
         Raises:
             RequestError: it does not pass the gate, or its id is in use.
-            OverloadedError: too many are waiting.
+            OverloadedError: too many are waiting, and no tenant has more in line than this one.
         """
         validate(request, self.limits)
         if request.id in self._sequences:
@@ -178,8 +180,13 @@ class Engine:
                 "structure", "needs llguidance, which `pip install dsv2[serve]` brings"
             )
         sequence.waits = structure is not None
-        self._scheduler.add(sequence)
+        gives_way = self._scheduler.add(sequence)
         self._sequences[request.id] = sequence
+        if gives_way is not None:
+            self._forget(gives_way)
+            words = "the line is full, and others have less in it; try again later"
+            name = gives_way.request.id
+            self._displaced.append(TokenOutput(name, None, None, "rejected", words))
         if structure is not None and self._structures is not None:
             self._compiling[request.id] = self._structures.submit(structure)
 
@@ -201,12 +208,15 @@ class Engine:
         return [sequence.request.id for sequence in sequences]
 
     def _end(self, sequence: Sequence, *, forget: bool = False) -> None:
+        self._forget(sequence)
+        self._scheduler.finish(sequence, forget=forget)
+
+    def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
         self._prompt_logprobs.pop(sequence.request.id, None)
         self._compiling.pop(sequence.request.id, None)
         if self._drafter is not None:
             self._drafter.forget(sequence)
-        self._scheduler.finish(sequence, forget=forget)
 
     def step(self) -> list[TokenOutput]:
         """Compute one batch; empty when it held chunks of prompts alone, or nothing was to do.
@@ -214,6 +224,11 @@ class Engine:
         On a GPU the batch after it is under way when this returns, wherever the host need not know
         this one's tokens to prepare it.
         """
+        outputs = self._step()
+        displaced, self._displaced = self._displaced, []
+        return displaced + outputs
+
+    def _step(self) -> list[TokenOutput]:
         flight = self._flight
         if flight is not None and not any(self._lives(work.sequence) for work in flight.works):
             flight = self._flight = None

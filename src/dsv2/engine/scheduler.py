@@ -9,7 +9,7 @@ them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.request import OverloadedError, RequestError
@@ -26,6 +26,10 @@ class Scheduler:
     Higher priorities go first and may take a lower one's place. Within a priority the tenant that
     has been served least goes first; a tenant that comes back after a pause starts level with the
     least served of those at work, so that nobody saves up claims.
+
+    When the line is full, the tenant that has most in it gives way to who has less: the one that
+    came last of its requests that never ran is refused in place of the newcomer. So one tenant
+    alone may fill the line, and the more others come, the less of it is left to that one.
 
     Args:
         pool: the cache's blocks.
@@ -64,12 +68,15 @@ class Scheduler:
         self._served: OrderedDict[str, int] = OrderedDict()
         self._arrivals = 0
 
-    def add(self, sequence: Sequence) -> None:
+    def add(self, sequence: Sequence) -> Sequence | None:
         """Put a sequence in line.
+
+        Returns:
+            The one that has lost its place to it, if any, and is in line no longer.
 
         Raises:
             RequestError: it could not run even alone.
-            OverloadedError: the line is full.
+            OverloadedError: the line is full, and nobody has more in it.
         """
         if sequence.blocks_needed > self.pool.total:
             room = self.pool.total * BLOCK_SIZE
@@ -79,15 +86,33 @@ class Scheduler:
                 f"tokens need more than the cache's {room} tokens. Please reduce the length of "
                 "either.",
             )
+        gives_way = None
         if self._max_waiting is not None and len(self.waiting) >= self._max_waiting:
-            raise OverloadedError(
-                f"{len(self.waiting)} requests are waiting, allowed are {self._max_waiting}; "
-                "try again later"
-            )
+            gives_way = self._gives_way(sequence)
+            if gives_way is None:
+                raise OverloadedError(
+                    f"{len(self.waiting)} requests are waiting, allowed are {self._max_waiting}; "
+                    "try again later"
+                )
+            self.waiting.remove(gives_way)
         self._arrivals += 1
         sequence.arrival = self._arrivals
         self._welcome(sequence.request.tenant)
         self.waiting.append(sequence)
+        return gives_way
+
+    def _gives_way(self, newcomer: Sequence) -> Sequence | None:
+        """Who is to leave a full line for a newcomer; nobody who ranks higher or has begun."""
+        priority, tenant = newcomer.request.priority, newcomer.request.tenant
+        weaker = [s for s in self.waiting if not s.preemptions and s.request.priority <= priority]
+        counts = Counter(s.request.tenant for s in weaker)
+        if not counts:
+            return None
+        fullest = max(counts, key=lambda name: counts[name])
+        if counts[fullest] < counts[tenant] + 2:  # else the two would but change places
+            return None
+        theirs = (s for s in weaker if s.request.tenant == fullest)
+        return max(theirs, key=lambda s: s.rank)
 
     def _welcome(self, tenant: str) -> None:
         active = {s.request.tenant for s in (*self.running, *self.waiting)}

@@ -96,7 +96,8 @@ class ServeSettings(BaseModel):
         secure_cookies: whether sessions' cookies are for TLS alone.
         operations_port: another listener on the loopback, without keys, for ``/metrics`` and deep
             health checks; None for none.
-        max_waiting: most requests in line for one engine; more get 503.
+        max_waiting: most requests in line for one engine; more get 503. In a full line the account
+            that has most in it gives way to those that have less.
         queue_seconds: longest wait for the first token before 503.
         drain_seconds: how long answers under way may go on after SIGTERM.
         max_body_bytes: longest request.
