@@ -243,8 +243,10 @@ def _pull_huggingface(repository: str, revision: str | None) -> Path:
 
 def _check_reachable(endpoint: str) -> None:
     """Ask once, without the client's retries: no network has to be an error at once."""
+    if not endpoint.startswith(("https://", "http://")):  # urllib reads files too
+        raise HubError(f"the hub's address is {endpoint!r:.200}, allowed is https:// or http://")
     try:
-        with urllib.request.urlopen(f"{endpoint}/", timeout=TIMEOUT):
+        with urllib.request.urlopen(f"{endpoint}/", timeout=TIMEOUT):  # noqa: S310
             pass
     except urllib.error.HTTPError as error:
         error.close()  # An answer, whatever it says: the hub is there.
@@ -290,7 +292,8 @@ def _modelscope_sums(endpoint: str, repository: str, revision: str) -> dict[str,
     """SHA-256 of each file, from the listing itself: the client does not pass them on."""
     query = urllib.parse.urlencode({"Revision": revision, "Recursive": "true"})
     address = f"{endpoint}/api/v1/models/{repository}/repo/files?{query}"
-    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:
+    # _check_reachable has seen the address's scheme.
+    with urllib.request.urlopen(address, timeout=TIMEOUT) as answer:  # noqa: S310
         listed = json.load(answer)["Data"]["Files"]
     return {one["Path"]: one["Sha256"] for one in listed if one.get("Sha256")}
 

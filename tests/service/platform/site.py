@@ -37,12 +37,16 @@ def make_app(office: Office, **options: Any) -> FastAPI:
     return app
 
 
-def make_whole_app(office: Office, admission: Admission | None = None) -> FastAPI:
-    """What ``dsv2 serve`` answers with, over an engine that follows a script."""
+def make_models() -> Models:
+    """One, whose engine follows a script."""
     tokenizer = pocket_tokenizer()
     engine = FakeEngine(words(tokenizer, "yes"))
-    model = ServedModel("tiny", engine, tokenizer, chat_format("v2.5", tokenizer))
-    models = Models([model])
+    return Models([ServedModel("tiny", engine, tokenizer, chat_format("v2.5", tokenizer))])
+
+
+def make_whole_app(office: Office, admission: Admission | None = None) -> FastAPI:
+    """What ``dsv2 serve`` answers with, over an engine that follows a script."""
+    models = make_models()
     settings = ServeSettings(allowed_hosts=("*",))
     metrics = Metrics(lambda: models.all)
     return make_public_app(settings, office, models, metrics, lambda: True, admission)

@@ -19,6 +19,7 @@ import fastapi.routing
 import pytest
 
 from dsv2.service.platform.office import Office
+from dsv2.service.site import make_operations_app
 from dsv2.service.store import (
     chat_answers,
     chat_messages,
@@ -32,7 +33,16 @@ from dsv2.service.store.chat_answers import Outcome, Progress
 from dsv2.service.store.chat_messages import AnswerUsage, Lease
 from dsv2.service.store.prices import Usage
 from dsv2.service.store.reservations import Ask
-from tests.service.platform.site import ORIGIN, PASSWORD, Person, Site, add_person, make_whole_app
+from dsv2.service.web.metrics import Metrics
+from tests.service.platform.site import (
+    ORIGIN,
+    PASSWORD,
+    Person,
+    Site,
+    add_person,
+    make_models,
+    make_whole_app,
+)
 
 TABLE = Path(__file__).with_name("routes_by_role.txt")
 HEAD = """\
@@ -217,6 +227,30 @@ def test_the_table_would_notice_another_route(office: Office) -> None:
     app.add_api_route("/api/admin/new", lambda: None)
     assert set(routes_of(app)) - set(read_table()) == {("GET", "/api/admin/new")}
     office.close()
+
+
+OPERATIONS = {
+    ("GET", "/health"): 200, ("GET", "/ready"): 200, ("GET", "/version"): 200,
+    ("GET", "/metrics"): 200, ("GET", "/load"): 200, ("GET", "/server_info"): 200,
+    ("GET", "/health/generate"): 200, ("GET", "/openapi.json"): 200,
+}  # fmt: skip
+"""All that the loopback's own listener has, and what it answers whoever is on this machine."""
+
+
+def test_the_operations_listener_has_what_the_table_says(office: Office) -> None:
+    """F55, F57: it asks for no key, so nothing there may change anything, or tell of anybody."""
+    models = make_models()
+    app: Any = make_operations_app(models, Metrics(lambda: models.all), lambda: True)
+    site = Site(office, app)
+    anybody, rebound = site.client(), site.client(headers={"Host": "evil.com"})
+    found = {}
+    for method, path in routes_of(app):
+        found[method, path] = anybody.ask(method, path).status_code
+        assert rebound.ask(method, path).status_code == 421
+    assert found == OPERATIONS
+    for path in ("/v1/models", "/api/account/me", "/api/admin/users", "/", "/docs"):
+        assert anybody.get(path).status_code == 404
+    site.close()
 
 
 def test_no_documentation_or_debugging_is_mounted(office: Office) -> None:

@@ -201,7 +201,7 @@ def _run_tool(store: Store, tool: str, arguments: Sequence[str]) -> str:
     if program is None:
         raise StoreError(f"{tool} is not on the path; it comes with PostgreSQL's client programs")
     environment = os.environ | _connection_variables(store.engine.url)
-    result = subprocess.run(
+    result = subprocess.run(  # noqa: S603 - a program of PostgreSQL's, without a shell
         [program, "--no-password", *arguments],
         env=environment,
         stdin=subprocess.DEVNULL,
