@@ -94,6 +94,43 @@ def test_loglikelihoods_equal_transformers(
         assert greedy == theirs_greedy
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_texts_in_place_of_ids_have_the_same_loglikelihoods(
+    server: Running, transformer: Any, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """``tokenized_requests=False``: lm-eval counts the tokens, and the server makes them.
+
+    It writes the BOS out, which is plain text unless a request says otherwise, as lm-eval's cannot:
+    so that is added here, and the documentation says to leave the option alone.
+    """
+    monkeypatch.setenv("OPENAI_API_KEY", server.key)
+    harness = make(
+        server, "completions", tokenizer_backend="huggingface", tokenizer=str(POCKET),
+        add_bos_token=True, tokenized_requests=False, batch_size=batch,
+    )  # fmt: skip
+    payload = harness._create_payload
+    texts: list[object] = []
+
+    def parsing(messages: Any, **options: Any) -> Any:
+        texts.append(messages if isinstance(messages, str) else messages[0])
+        return payload(messages, **options) | {"parse_special": True}
+
+    monkeypatch.setattr(harness, "_create_payload", parsing)
+    found = harness.loglikelihood([SimpleNamespace(args=pair) for pair in PAIRS])
+    assert texts and all(isinstance(text, str) for text in texts)
+    tokenizer, compared = Tokenizer.from_folder(POCKET), 0
+    for pair, (ours, greedy) in zip(PAIRS, found, strict=True):
+        start, end = (list(part) for part in harness._encode_pair(*pair))
+        said = tokenizer.decode(start + end)  # without the BOS
+        if [tokenizer.bos_id, *tokenizer.encode(said)] != start + end:
+            continue  # lm-eval's own ids, which a text cannot say
+        compared += 1
+        theirs, theirs_greedy = expected(transformer, start, end)
+        assert ours == pytest.approx(theirs, abs=1e-3), pair
+        assert greedy == theirs_greedy
+    assert compared >= len(PAIRS) - 1
+
+
 def test_texts_end_at_their_stops(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", server.key)
     harness = make(server, "completions", tokenizer_backend="remote", auth_token=server.key)
