@@ -1,14 +1,13 @@
 /** What can be done with a conversation, in the list and in its own header. */
 
 import { exportAddress, type ConversationChange } from '$lib/api/chat';
-import { ApiError } from '$lib/api/http';
 import type { ConversationSummary } from '$lib/api/types';
 import { conversations } from '$lib/chat/list.svelte';
 import { parseTags } from '$lib/chat/tags';
 import { t } from '$lib/i18n/i18n.svelte';
 import { router } from '$lib/router/router.svelte';
 import { asking } from '$lib/state/asking.svelte';
-import { toasts } from '$lib/state/toasts.svelte';
+import { attempt } from '$lib/state/loading.svelte';
 import type { MenuItem } from '$lib/ui/Menu.svelte';
 
 type Subject = Pick<ConversationSummary, 'id' | 'title' | 'tags' | 'is_pinned'>;
@@ -20,7 +19,7 @@ export function conversationMenu(
   change: Change = (id, what) => conversations.change(id, what),
 ): MenuItem[] {
   const { id } = subject;
-  const save = (what: ConversationChange) => attempt(() => change(id, what));
+  const save = async (what: ConversationChange) => void (await attempt(() => change(id, what)));
   return [
     { label: t('list.rename'), icon: 'edit', onselect: () => void rename(subject, save) },
     {
@@ -89,13 +88,4 @@ async function remove(subject: Subject): Promise<void> {
     await conversations.remove(subject.id);
     if (router.path === `/c/${subject.id}`) router.go('/', { replaces: true });
   });
-}
-
-async function attempt(action: () => Promise<void>): Promise<void> {
-  try {
-    await action();
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    toasts.error(error.isOffline ? t('failure.offline') : error.message);
-  }
 }

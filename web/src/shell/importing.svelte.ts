@@ -7,7 +7,7 @@ import { conversations } from '$lib/chat/list.svelte';
 import { megabytes } from '$lib/format';
 import { locale, t, tn } from '$lib/i18n/i18n.svelte';
 import { router } from '$lib/router/router.svelte';
-import { wordsOf } from '$lib/state/loading.svelte';
+import { complain } from '$lib/state/loading.svelte';
 import { toasts } from '$lib/state/toasts.svelte';
 
 class Importing {
@@ -42,7 +42,7 @@ class Importing {
       await this.#add(content);
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      toasts.error(wordsOf(error));
+      complain(error);
     } finally {
       this.total = this.settled = 0;
       this.isCalledOff = false;
@@ -67,7 +67,7 @@ class Importing {
     if (all.length === 1 && refused.length === 1) {
       toasts.error(refusalOf(refused[0]!));
     } else if (added.length === 0 && refused.length === 0 && cause !== null) {
-      toasts.error(wordsOf(cause));
+      complain(cause);
     } else if (refused.length > 0 || (left > 0 && cause !== null)) {
       this.outcome = outcome;
     } else {

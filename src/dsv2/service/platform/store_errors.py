@@ -28,7 +28,7 @@ def api_error_of(error: StoreError) -> ApiError:
         case errors.AuthenticationError():
             return unauthorized()
         case errors.SuspendedError():
-            return ApiError(403, _sentence(error), code="suspended")
+            return ApiError(403, _sentence(error), code=error.code)
         case errors.InsufficientBalanceError():
             return ApiError(402, f"Insufficient Balance: {error}", code="insufficient_balance")
         case errors.BudgetError():
@@ -38,11 +38,11 @@ def api_error_of(error: StoreError) -> ApiError:
             words = str(error) if "[" in error.field else _sentence(error)
             return ApiError(422, words, param=error.field)
         case errors.NotFoundError():
-            return ApiError(404, _sentence(error))
+            return ApiError(404, _sentence(error), code=f"{error.kind.replace(' ', '_')}_not_found")
         case errors.LimitError():
             return ApiError(429, _sentence(error), code="limit_reached", headers=RETRY)
         case errors.ConflictError():
-            return ApiError(409, _sentence(error))
+            return ApiError(409, _sentence(error), code=error.code)
         case _:
             # The cause names files and servers: it is for the log, not for the caller.
             return ApiError(

@@ -347,7 +347,9 @@ def _lock(db: Connection, user_id: str, conversation_id: str, size: int, more: i
     found = db.execute(last).scalar_one()
     place: int = 0 if found is None else found + 1
     if place + more > MAX_MESSAGES:
-        raise ConflictError(f"the conversation has {MAX_MESSAGES} messages, which is the most")
+        raise ConflictError(
+            f"the conversation has {MAX_MESSAGES} messages, which is the most", "too_many"
+        )
     return place
 
 
@@ -360,7 +362,7 @@ def _check_parent(db: Connection, user_id: str, conversation_id: str, parent_id:
     if row is None or row.role != "assistant":
         raise FieldError("parent_id", "is no answer of this conversation")
     if row.status == "running":
-        raise ConflictError("the answer that this is to follow is still running")
+        raise ConflictError("the answer that this is to follow is still running", "answer_running")
 
 
 def stored(given: dict[str, Any]) -> dict[str, Any]:

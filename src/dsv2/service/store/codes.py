@@ -133,7 +133,7 @@ def redeem(db: Connection, token: str, account_id: str, *, actor: str, now: int)
     new = insert(db.dialect.name, redemptions).values(once)
     new = new.on_conflict_do_nothing(index_elements=["code_id", "account_id"])
     if db.execute(new.returning(redemptions.c.code_id)).scalar_one_or_none() is None:
-        raise ConflictError("the account has redeemed this code")
+        raise ConflictError("the account has redeemed this code", "code_redeemed")
     ledger.deposit(
         db,
         account_id,

@@ -34,7 +34,15 @@ class NotFoundError(StoreError):
 
 
 class ConflictError(StoreError):
-    """It is there already, or was asked for before with other contents."""
+    """It is there already, or was asked for before with other contents.
+
+    Attributes:
+        code: a stable word for programs that tell conflicts apart.
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class LimitError(StoreError):
@@ -53,7 +61,11 @@ class AuthenticationError(StoreError):
 
 
 class SuspendedError(StoreError):
-    """The account or the key may not be used any more."""
+    """The account or the key may not be used any more, or none may be made; ``code`` says which."""
+
+    def __init__(self, message: str, code: str = "suspended") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class InsufficientBalanceError(StoreError):

@@ -63,7 +63,7 @@ def create_preset(
     lock_user(db, user_id)
     query = sa.select(sa.func.count()).where(presets.c.user_id == user_id)
     if db.execute(query).scalar_one() >= MAX_PRESETS:
-        raise ConflictError(f"there are {MAX_PRESETS} presets, which is the most")
+        raise ConflictError(f"there are {MAX_PRESETS} presets, which is the most", "too_many")
     db.execute(sa.insert(presets).values(row))
     return get_preset(db, user_id, str(row["id"]))
 

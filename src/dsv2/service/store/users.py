@@ -85,7 +85,7 @@ def sign_up(store: Store, email: str, password: str, *, now: int) -> User:
     with store.read() as db:
         settings = load_settings(db)
     if not settings.sign_up_open:
-        raise SuspendedError("sign-up is closed")
+        raise SuspendedError("sign-up is closed", "sign_up_closed")
     hashed = _hasher(settings).hash(password)
     with store.write() as db:
         user = add_user(db, plain, password_hash=hashed, now=now)
@@ -144,7 +144,7 @@ def add_user(
         insert(db.dialect.name, users).values(row).on_conflict_do_nothing(index_elements=["email"])
     )
     if db.execute(new.returning(users.c.id)).scalar_one_or_none() is None:
-        raise ConflictError("there is an account with this e-mail address")
+        raise ConflictError("there is an account with this e-mail address", "email_taken")
     detail = {"role": role, "unlimited": unlimited}
     audit.record(db, actor=actor, action="user.create", subject=user_id, detail=detail, now=now)
     return get_user(db, user_id)

@@ -30,6 +30,9 @@ export interface RequestOptions {
   accept?: string;
 }
 
+/** Where a 401 means that the password was wrong, whoever asks. */
+const ASKS_PASSWORD = new Set(['/api/account/log-in', '/api/account/password']);
+
 type Listener = () => void;
 const listeners = new Set<Listener>();
 
@@ -72,7 +75,7 @@ export async function send(
   }
   if (response.ok) return response;
   const failure = await readFailure(response);
-  if (failure.status === 401 && !path.startsWith('/api/account/log-in')) {
+  if (failure.status === 401 && !ASKS_PASSWORD.has(path)) {
     for (const listener of listeners) listener();
   }
   throw failure;

@@ -1,5 +1,6 @@
 import { chat } from './en/chat';
+import { errors } from './en/errors';
 import { platform } from './en/platform';
 import { shell } from './en/shell';
 
-export const en = { ...shell, ...chat, ...platform };
+export const en = { ...shell, ...chat, ...platform, ...errors };

@@ -1,6 +1,7 @@
 import type { Catalogue } from './i18n.svelte';
 import { chat } from './zh/chat';
+import { errors } from './zh/errors';
 import { platform } from './zh/platform';
 import { shell } from './zh/shell';
 
-export const zh: Catalogue = { ...shell, ...chat, ...platform };
+export const zh: Catalogue = { ...shell, ...chat, ...platform, ...errors };

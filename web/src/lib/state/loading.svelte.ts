@@ -1,7 +1,7 @@
 /** Something that is read from the server for a page: not yet there, there, or failed. */
 
 import { ApiError } from '$lib/api/http';
-import { t } from '$lib/i18n/i18n.svelte';
+import { explain } from './explain';
 import { toasts } from './toasts.svelte';
 
 export class Loading<T> {
@@ -30,9 +30,10 @@ export class Loading<T> {
   }
 }
 
-/** What went wrong, as a person reads it. */
-export function wordsOf(error: ApiError): string {
-  return error.isOffline ? t('failure.offline') : error.message;
+/** Say what went wrong. */
+export function complain(error: ApiError): void {
+  const { text, detail } = explain(error);
+  toasts.error(text, detail);
 }
 
 /** Do something; say what went wrong if it did. True if it worked. */
@@ -43,7 +44,7 @@ export async function attempt(action: () => Promise<unknown>, done?: string): Pr
     return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
-    toasts.error(wordsOf(error));
+    complain(error);
     return false;
   }
 }

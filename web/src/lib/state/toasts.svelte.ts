@@ -4,6 +4,8 @@ export interface Toast {
   id: number;
   kind: 'done' | 'error';
   text: string;
+  /** The server's own words. */
+  detail: string;
 }
 
 class Toasts {
@@ -14,17 +16,18 @@ class Toasts {
     this.#show('done', text, 4000);
   }
 
-  error(text: string): void {
-    this.#show('error', text, 9000);
+  error(text: string, detail = ''): void {
+    this.#show('error', text, 9000, detail);
   }
 
   dismiss(id: number): void {
     this.all = this.all.filter((toast) => toast.id !== id);
   }
 
-  #show(kind: Toast['kind'], text: string, lasts: number): void {
+  #show(kind: Toast['kind'], text: string, lasts: number, detail = ''): void {
     const id = this.#next++;
-    this.all = [...this.all.filter((toast) => toast.text !== text), { id, kind, text }].slice(-3);
+    const others = this.all.filter((toast) => toast.text !== text || toast.detail !== detail);
+    this.all = [...others, { id, kind, text, detail }].slice(-3);
     setTimeout(() => this.dismiss(id), lasts);
   }
 }

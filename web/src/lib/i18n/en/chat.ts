@@ -9,6 +9,8 @@ export const chat = {
   'chat.toLatest': 'To the latest message',
 
   'welcome.title': 'What would you like to work on?',
+  'welcome.lead':
+    'You talk to {model}, which reads up to {n} tokens of a chat. What you write is kept on this server.',
   'welcome.prime': 'Write a Python function that checks if a number is prime.',
   'welcome.sum': 'What is 17 + 25?',
   'welcome.reverse': 'Write a Python function that reverses a string.',

@@ -137,6 +137,7 @@ export const platform = {
 
   'engines.verify': 'Check the books',
   'engines.sound': 'The books agree',
+  'engines.unsound': 'The books do not agree',
   'engines.healthy': 'healthy',
   'engines.unhealthy': 'not healthy',
   'engines.speed': 'Tokens per second',

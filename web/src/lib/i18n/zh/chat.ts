@@ -8,6 +8,8 @@ export const chat = {
   'chat.toLatest': '跳到最新消息',
 
   'welcome.title': '今天想做点什么？',
+  'welcome.lead':
+    '与你对话的是 {model}，一个对话最多可读 {n} 个 token。你写的内容只保存在这台服务器上。',
   'welcome.prime': '用 Python 写一个判断质数的函数。',
   'welcome.sum': '17 + 25 等于多少？',
   'welcome.reverse': '用 Python 写一个反转字符串的函数。',

@@ -136,6 +136,7 @@ export const platform = {
 
   'engines.verify': '核对账目',
   'engines.sound': '账目一致',
+  'engines.unsound': '账目不一致',
   'engines.healthy': '正常',
   'engines.unhealthy': '异常',
   'engines.speed': '每秒 token 数',
