@@ -196,11 +196,15 @@ def test_usage_of_everybody_or_of_one(admin: Client, person: Person, store: Stor
     other = add_person(store, "b@example.org", paid=1000)
     with store.write() as db:
         for number, one in enumerate((person, other)):
-            ask = Ask(f"r{number}", one.account_id, None, "tiny", 1, 1)
+            ask = Ask(f"r{number}", one.account_id, one.key_id if number else None, "tiny", 1, 1)
             reservations.reserve(db, ask, owner="test", now=1, expires_at=2)
             reservations.settle(db, f"r{number}", Usage(1, 0, 1), finish="stop", now=1)
     days = "first=1970-01-01&last=1970-01-02"
-    assert len(admin.get(f"/api/admin/usage?{days}").json()["usage"]) == 2
+    found = admin.get(f"/api/admin/usage?{days}").json()
+    assert len(found["usage"]) == 2
+    emails = {person.account_id: person.email, other.account_id: other.email}
+    assert found["emails"] == emails | {other.key_id: other.email}
+    assert found["key_names"] == {other.key_id: "first"}
     one = admin.get(f"/api/admin/usage?{days}&account={person.account_id}").json()["usage"]
     assert [row["account_id"] for row in one] == [person.account_id]
     assert admin.get(f"/api/admin/usage.csv?{days}").text.count("\n") == 3

@@ -273,6 +273,15 @@ def test_conversations_are_found_by_a_whole_tag(store: Store, user: str) -> None
         assert titles("%") == titles("wor") == []
 
 
+def test_tags_are_those_of_all_conversations(store: Store, user: str, other: str) -> None:
+    with store.write() as db:
+        for tags in ([], ["work", "a%"], ["ä\\", "work"]):
+            begin(db, user, tags=tags)
+        begin(db, other, tags=["theirs"])
+        assert chats.tags_of(db, user) == ["a%", "work", "ä\\"]
+        assert chats.tags_of(db, other) == ["theirs"]
+
+
 def test_nothing_of_others_can_be_had(store: Store, user: str, other: str) -> None:
     """F59."""
     with store.write() as db:

@@ -108,7 +108,7 @@ export function adminRoutes(world: World): Routes {
     'PUT /api/admin/settings/:name': ({ params, body }: Exchange<{ value: string }>) =>
       (world.settings = { ...world.settings, [params['name']!]: body.value }),
     'GET /api/admin/audit': () => ({ entries: world.audit, next: null }),
-    'GET /api/admin/usage': () => ({ usage: world.usage }),
+    'GET /api/admin/usage': () => ({ usage: world.usage, emails: {}, key_names: {} }),
     'GET /api/admin/usage.csv': ({ response }) => sendFile(response, 'usage.csv', 'text/csv', ''),
     'POST /api/admin/verify': () => ({ sound: true, problems: [] }),
   };

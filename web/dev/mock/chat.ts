@@ -211,5 +211,6 @@ function list(world: World, query: URLSearchParams) {
     .filter((one) => JSON.stringify([one.title, one.messages]).toLowerCase().includes(words))
     .sort((a, b) => Number(b.is_pinned) - Number(a.is_pinned) || b.updated_at - a.updated_at)
     .map(({ messages: _, system: __, params: ___, ...short }) => short);
-  return { conversations: found, next: null };
+  const tags = new Set([...world.conversations.values()].flatMap((one) => one.tags));
+  return { conversations: found, next: null, tags: [...tags].sort() };
 }

@@ -27,7 +27,7 @@ from sqlalchemy import Connection
 
 from dsv2.service.platform.desk import Before, Body, Desk, Limit, Offset
 from dsv2.service.routes.usage import CsvResponse, Days, csv_answer
-from dsv2.service.store import audit, backup, codes, prices, users
+from dsv2.service.store import audit, backup, codes, keys, prices, users
 from dsv2.service.store.audit import AuditEntry
 from dsv2.service.store.checks import new_id
 from dsv2.service.store.settings import change_setting, load_settings
@@ -36,6 +36,9 @@ from dsv2.service.store.verify import verify_books
 from dsv2.service.web.deps import Administrator
 
 router = APIRouter(prefix="/api/admin")
+
+AT_A_TIME = 1000
+"""Ids in one question to the database, which bounds the parameters of a statement."""
 
 Account = Annotated[str | None, Query(max_length=100, description="Only this account's.")]
 
@@ -155,8 +158,19 @@ async def audit_log(
 
 @router.get("/usage")
 async def usage(caller: Administrator, office: Desk, days: Days, account: Account = None) -> Any:
-    """Sums per day, account, key and model."""
-    return {"usage": [asdict(row) for row in await days.of(office, account)]}
+    """Sums per day, account, key and model; of accounts and keys there are the names too."""
+    rows = await days.of(office, account)
+
+    def read(db: Connection) -> dict[str, dict[str, str]]:
+        ids = sorted({name for row in rows for name in (row.account_id, row.key_id)})
+        emails, key_names = dict[str, str](), dict[str, str]()
+        for start in range(0, len(ids), AT_A_TIME):
+            some = ids[start : start + AT_A_TIME]
+            emails |= users.emails_of(db, some)
+            key_names |= keys.names_of(db, some)
+        return {"emails": emails, "key_names": key_names}
+
+    return {"usage": [asdict(row) for row in rows]} | await office.read(read)
 
 
 @router.get("/usage.csv", response_class=CsvResponse)

@@ -93,13 +93,22 @@ async def list_conversations(
     before: Annotated[str | None, Query(max_length=100)] = None,
     limit: Annotated[int, Query(ge=1, le=chats.MAX_PAGE)] = 50,
 ) -> Any:
-    """Pinned ones first, then by their last message. ``next`` is the next page's ``before``."""
-    page, following = await office.read(
-        lambda db: chats.list_conversations(
+    """Pinned ones first, then by their last message. ``next`` is the next page's ``before``.
+
+    ``tags`` are those of all one's conversations, whatever was looked for.
+    """
+
+    def read(db: Connection) -> dict[str, Any]:
+        page, following = chats.list_conversations(
             db, caller.user_id, query=query, tag=tag, before=before, limit=limit
         )
-    )
-    return {"conversations": [heading_shape(one) for one in page], "next": following}
+        return {
+            "conversations": [heading_shape(one) for one in page],
+            "next": following,
+            "tags": chats.tags_of(db, caller.user_id),
+        }
+
+    return await office.read(read)
 
 
 @router.post("/conversations", status_code=201)

@@ -142,7 +142,9 @@ def check_room(db: Connection, user_id: str, more: int = 1) -> None:
     lock_user(db, user_id)
     query = sa.select(sa.func.count()).where(conversations.c.user_id == user_id)
     if db.execute(query).scalar_one() + more > MAX_CONVERSATIONS:
-        raise ConflictError(f"there are {MAX_CONVERSATIONS} conversations, which is the most")
+        raise ConflictError(
+            f"there are {MAX_CONVERSATIONS} conversations, which is the most", "too_many"
+        )
 
 
 def create_conversation(
@@ -249,6 +251,14 @@ def list_conversations(
         return rows, None
     last = rows[most - 1]
     return rows[:most], f"{int(last.is_pinned)}.{last.updated_at}.{last.id}"
+
+
+def tags_of(db: Connection, user_id: str) -> list[str]:
+    """All tags of a user's conversations, in their order."""
+    columns = conversations.c
+    query = sa.select(columns.tags).where(columns.user_id == user_id, columns.tags != "[]")
+    kept = db.execute(query.distinct()).scalars()
+    return sorted({tag for tags in kept for tag in json.loads(tags)})
 
 
 def conversation_ids_of(db: Connection, user_id: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -202,7 +202,7 @@ def create_key(
         raise NotFoundError("user", user_id)
     live = sa.and_(api_keys.c.account_id == account_id, api_keys.c.revoked_at.is_(None))
     if db.execute(sa.select(sa.func.count()).where(live)).scalar_one() >= MAX_KEYS:
-        raise ConflictError(f"the account has {MAX_KEYS} keys; revoke one first")
+        raise ConflictError(f"the account has {MAX_KEYS} keys; revoke one first", "too_many")
     token = new_token("sk")
     row = {
         "id": new_id("key"),
@@ -233,6 +233,13 @@ def get_key(db: Connection, account_id: str, key_id: str) -> ApiKey:
     if row is None:
         raise NotFoundError("key", key_id)
     return _key(row)
+
+
+def names_of(db: Connection, ids: Collection[str]) -> dict[str, str]:
+    """Names of keys by id, whoever has them, without ids that are no keys'."""
+    columns = api_keys.c
+    rows = db.execute(sa.select(columns.id, columns.name).where(columns.id.in_(ids)))
+    return {row.id: row.name for row in rows}
 
 
 def list_keys(

@@ -90,8 +90,15 @@ export const listAudit = (before?: number | null, limit = 50) =>
     query: { before, limit },
   });
 
-export const getAllUsage = async (query: UsageQuery) =>
-  (await request<{ usage: DailyUsage[] }>('GET', `${ADMIN}/usage`, { query: { ...query } })).usage;
+/** Sums with the addresses of accounts and of keys' owners, and the names of keys, by id. */
+export interface AllUsage {
+  usage: DailyUsage[];
+  emails: Record<string, string>;
+  key_names: Record<string, string>;
+}
+
+export const getAllUsage = (query: UsageQuery) =>
+  request<AllUsage>('GET', `${ADMIN}/usage`, { query: { ...query } });
 
 export const allUsageCsvAddress = (query: UsageQuery) =>
   address(`${ADMIN}/usage.csv`, { ...query });

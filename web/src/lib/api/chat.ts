@@ -32,6 +32,8 @@ export interface ConversationChange {
 export interface ConversationPage {
   conversations: ConversationSummary[];
   next: string | null;
+  /** Of all conversations. */
+  tags: string[];
 }
 
 export const getSite = () => request<Site>('GET', '/api/site');

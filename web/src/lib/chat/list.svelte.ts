@@ -19,8 +19,8 @@ class ConversationList {
     return this.#next !== null;
   }
 
-  /** Tags that are in use, so far as is known. */
-  readonly tags = $derived([...new Set(this.all.flatMap((one) => one.tags))].sort());
+  /** All that are in use, also in conversations that are not in the list yet. */
+  tags = $state.raw<string[]>([]);
 
   /** @param isOther  whether another list is wanted, of which one page will do. */
   async load(isOther = false): Promise<void> {
@@ -36,6 +36,7 @@ class ConversationList {
         abort.signal,
       );
       this.all = page.conversations;
+      this.tags = page.tags;
       this.#next = page.next;
       this.hasFailed = false;
     } catch {
