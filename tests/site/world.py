@@ -48,7 +48,10 @@ _COMPARISON = r"""每个 token 要缓存的元素数（$n_h$ 个头，每头 $d_
 MLA 只保存低秩潜向量 $c_t^{KV}$ 和解耦的 RoPE 键 $k_t^R$：
 
 $$
-c_t^{KV} = W^{DKV} h_t, \qquad k_t^R = \mathrm{RoPE}(W^{KR} h_t)
+\begin{aligned}
+c_t^{KV} &= W^{DKV} h_t \\
+k_t^R &= \mathrm{RoPE}(W^{KR} h_t)
+\end{aligned}
 $$
 
 DeepSeek-V2 中 $d_c = 512$，$d_h^R = 64$，因此每层每个 token 只有 **576** 个元素。"""

@@ -45,9 +45,9 @@ export function megabytes(bytes: number, locale: string): string {
   }).format(bytes / 1e6);
 }
 
-export function percent(part: number, whole: number, locale: string): string {
+export function percent(part: number, whole: number, locale: string, digits = 0): string {
   const value = whole > 0 ? part / whole : 0;
-  return new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: 0 }).format(
+  return new Intl.NumberFormat(locale, { style: 'percent', maximumFractionDigits: digits }).format(
     value,
   );
 }

@@ -9,7 +9,7 @@ import { FileError, bytesOf, readTextFile, shorten } from '$lib/chat/files';
 import { groupByPeriod } from '$lib/chat/periods';
 import { MAIN_FIELDS, MORE_FIELDS, parseStops, withNumber, writeStops } from '$lib/chat/sampling';
 import { parseTags } from '$lib/chat/tags';
-import { sureness, visible } from '$lib/chat/tokens';
+import { stretchesOf, sureness, visible } from '$lib/chat/tokens';
 
 test('characters are counted as Unicode does', () => {
   for (const text of ['', 'abc', '你好', 'a🎉b', '👩‍👩‍👧']) {
@@ -117,4 +117,37 @@ test('tokens have five degrees of sureness', () => {
   expect([0.99, 0.8, 0.5, 0.2, 0.01].map((p) => sureness(Math.log(p)))).toEqual([4, 3, 2, 1, 0]);
   expect(visible(' a\n\t')).toBe('·a⏎⇥');
   expect(visible('')).toBe('∅');
+});
+
+describe('tokens', () => {
+  const shown = (...texts: string[]) =>
+    stretchesOf(texts.map((text) => ({ text, logprob: 0, top: [] }))).map(({ isCode, parts }) => [
+      isCode ? 'code' : 'prose',
+      ...parts.map(({ index, text, isFence }) => `${index}${isFence ? '`' : ':'}${text}`),
+    ]);
+
+  test('are cut where code begins and ends', () => {
+    expect(shown('So:\n', '```', 'py\nx', ' = 1', '\n```\nDone', '.')).toEqual([
+      ['prose', '0:So:\n'],
+      ['code', '1````', '2`py\n', '2:x', '3: = 1', '4:\n', '4````\n'],
+      ['prose', '4:Done', '5:.'],
+    ]);
+  });
+
+  test.each([
+    ['in a line of prose', ['a ``` b\n', 'c'], [['prose', '0:a ``` b\n', '1:c']]],
+    ['of another kind within code', ['~~~\n```\n~~~'], [['code', '0`~~~\n', '0:```\n', '0`~~~']]],
+    ['that nothing closes', ['```\n', '', 'x'], [['code', '0````\n', '2:x']]],
+    [
+      'one behind another',
+      ['```\n```\n```'],
+      [
+        ['code', '0````\n', '0````\n'],
+        ['code', '0````'],
+      ],
+    ],
+    ['of nothing', [], []],
+  ])('know a fence %s', (_, texts, stretches) => {
+    expect(shown(...texts)).toEqual(stretches);
+  });
 });

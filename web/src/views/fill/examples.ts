@@ -19,7 +19,7 @@ export const EXAMPLES: Example[] = [
     `def fibonacci(n: int) -> int:
     """The nth Fibonacci number, from 0."""
     ▮
-    return b
+    return a
 
 
 print([fibonacci(n) for n in range(10)])
