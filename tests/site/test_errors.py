@@ -9,6 +9,7 @@ from dsv2.engine.request import OverloadedError
 from dsv2.service.serving import EngineGoneError
 from tests.service.running import Running
 from tests.site.conftest import Open
+from tests.site.judging import problems_of
 from tests.site.scripted import FAR, Scripted
 from tests.site.visiting import answers, ask, begin, composer, configure, ended, questions, words_of
 
@@ -24,7 +25,7 @@ def test_a_chat_that_no_longer_fits(server: Running, visit: Open) -> None:
     composer(page).press("Enter")
     notice = page.get_by_role("alert").filter(has_text="no longer fits into the model’s context")
     expect(notice).to_be_visible()
-    expect(notice).to_contain_text("2048")  # what the server says of it
+    expect(notice.locator("[lang=en]")).to_contain_text("2048")  # what the server says of it
     notice.get_by_role("link", name="New chat").click()
     expect(page).to_have_url(server.address + "/")
     expect(composer(page)).to_be_empty()
@@ -46,6 +47,7 @@ def test_an_engine_that_cannot(
     page = here.open()
     answer = ended(begin(page, "Can you?"))
     expect(answer).to_contain_text(words)
+    assert problems_of(page) == []
     scripted.allowed = FAR
     answer.get_by_role("button", name="Try again").click()
     expect(words_of(answer)).to_have_text("Yes.")
@@ -77,6 +79,26 @@ def test_a_connection_that_is_lost_and_comes_back(server: Running, visit: Open) 
     notice.get_by_role("button", name="Try again").click()
     expect(questions(page)).to_have_count(2)
     expect(answers(page).last).to_contain_text("42")
+    expect(notice).to_have_count(0)
+    expect(composer(page)).to_be_empty()
+
+
+def test_a_first_message_that_does_not_get_out(server: Running, visit: Open) -> None:
+    here = visit(server.address)
+    here.expect("ERR_INTERNET_DISCONNECTED")
+    page = here.open()
+    configure(page, Temperature="0")
+    here.context.set_offline(True)
+    composer(page).fill("What is 17 + 25?")
+    composer(page).press("Enter")
+    notice = page.get_by_role("alert").filter(has_text="The server cannot be reached.")
+    expect(notice).to_be_visible()
+    expect(composer(page)).to_have_value("What is 17 + 25?")
+    assert problems_of(page) == []
+    here.context.set_offline(False)
+    notice.get_by_role("button", name="Try again").click()
+    expect(answers(page)).to_contain_text("42")
+    expect(questions(page)).to_have_count(1)
     expect(notice).to_have_count(0)
     expect(composer(page)).to_be_empty()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from tests.service.running import Running
 from tests.site.conftest import Open
+from tests.site.judging import problems_of
 from tests.site.scripted import FAR, Scripted
 from tests.site.visiting import answers, ask, begin, composer, ended, has_words, questions
 
@@ -60,19 +62,67 @@ def test_an_answer_that_is_stopped_and_goes_on(scripted: Scripted, visit: Open) 
     press(page.get_by_role("button", name="Send", exact=True))
     expect(composer(page)).to_be_focused()
     has_words(answers(page).last)
+    expect(said(page)).to_have_text("The model is answering")
+    assert problems_of(page) == []
     press(page.get_by_role("button", name="Stop the answer"))
     answer = ended(answers(page).last)
+    expect(said(page)).to_have_text("Stopped")
     expect(composer(page)).to_be_focused()
     scripted.allowed = FAR
     press(answer.get_by_role("button", name="Continue the answer"))
     expect(composer(page)).to_be_focused()
     ended(answer)
+    expect(said(page)).to_have_text("The answer is complete")
     scripted.allowed, scripted.error = 0, RuntimeError("as wanted")
     failed = ended(begin(page, "Once more?"))
+    expect(failed.get_by_role("alert")).to_contain_text("That did not work.")
+    expect(said(page)).to_be_empty()  # the alert is read by itself
     scripted.allowed = FAR
     press(failed.get_by_role("button", name="Try again"))
     expect(ended(answers(page).last)).to_contain_text("Many words")
     expect(composer(page)).to_be_focused()
+
+
+def said(page: Page) -> Locator:
+    """What is told of the answer to who does not see it."""
+    return page.locator("main .around + [role=status]")
+
+
+def test_the_sidebar_takes_focus_and_gives_it_back(server: Running, visit: Open) -> None:
+    here = visit(server.address)
+    page = here.open()
+    hides = page.get_by_role("button", name="Close the sidebar")
+    shows = page.get_by_role("button", name="Open the sidebar")
+    expect(composer(page)).to_be_focused()
+    page.keyboard.press("Control+Shift+S")
+    expect(shows).to_have_attribute("aria-expanded", "false")
+    expect(composer(page)).to_be_focused()  # which nothing has taken away
+    press(shows)
+    expect(hides).to_be_focused()
+    expect(hides).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Enter")
+    expect(shows).to_be_focused()
+
+    # Where there is little room it lies over the page.
+    page.set_viewport_size({"width": 360, "height": 740})
+    press(shows)
+    expect(hides.first).to_be_focused()
+    assert problems_of(page) == []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        assert not page.evaluate("document.activeElement.matches('main, main *')")
+    page.get_by_role("searchbox").focus()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("searchbox")).to_have_count(0)
+    expect(shows).to_be_focused()
+    composer(page).focus()
+    page.keyboard.press("Control+Shift+S")
+    expect(hides.first).to_be_focused()
+    hides.last.click(position={"x": 340, "y": 300})  # beside it
+    expect(shows).to_be_focused()
+    page.keyboard.press("Enter")
+    page.get_by_role("link", name="Code completion").press("Enter")
+    expect(page.get_by_role("heading", name="Code completion")).to_be_focused()
 
 
 def chat_of(page: Page, name: str) -> Locator:

@@ -2,6 +2,9 @@
 
 import { prefs } from '$lib/state/prefs.svelte';
 
+/** The id of the button that shows or hides it: in it, or where it is away in the page's header. */
+export const TOGGLE = 'toggle-sidebar';
+
 class ShellState {
   isNarrow = $state(false);
   isDrawerOpen = $state(false);
