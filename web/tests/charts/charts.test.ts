@@ -18,8 +18,13 @@ test.each([
   expect(niceCeiling(value)).toBeCloseTo(top, 9);
 });
 
-test('an axis has equal steps', () => {
-  expect(ticks(10, 4)).toEqual([0, 2.5, 5, 7.5, 10]);
+test.each([
+  [10, [0, 2.5, 5, 7.5, 10]],
+  [2.7e6, [0, 1e6, 2e6, 3e6]],
+  [2e6, [0, 5e5, 1e6, 1.5e6, 2e6]],
+  [0, [0, 1]],
+])('an axis up to %d has round marks, and no more room than it needs', (value, marks) => {
+  expect(ticks(value)).toEqual(marks);
 });
 
 test('labels leave room, and the last is always there', () => {

@@ -8,9 +8,11 @@ export function niceCeiling(value: number): number {
   return (step ?? 10) * power;
 }
 
-/** From zero to the top in equal steps. */
-export function ticks(top: number, steps = 4): number[] {
-  return Array.from({ length: steps + 1 }, (_, i) => (top * i) / steps);
+/** Round numbers from zero to the first that is not less than the value, about as many as wanted. */
+export function ticks(value: number, steps = 4): number[] {
+  const step = niceCeiling(value / steps);
+  const count = Math.max(1, Math.ceil(value / step - 1e-9));
+  return Array.from({ length: count + 1 }, (_, i) => step * i);
 }
 
 /** Which of the labels are shown where only so many have room: evenly, and always the last. */
