@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+ROOT = Path(__file__).parents[2]
 PROMPT = [{"role": "user", "content": "What is 17 + 25?"}]
 
 
@@ -27,15 +28,26 @@ class Running:
         data: its folder.
         arguments: more of the command line.
         models: what it serves.
+        by_make: whether ``make serve`` starts it, as the README says, in the environment at hand.
     """
 
-    def __init__(self, data: Path, *arguments: str, models: tuple[str, ...] = ("pocket",)) -> None:
+    def __init__(
+        self,
+        data: Path,
+        *arguments: str,
+        models: tuple[str, ...] = ("pocket",),
+        by_make: bool = False,
+    ) -> None:
         self.data = data
         self.errors = data.parent / f"{data.name}.err"
-        command = [
-            sys.executable, "-m", "dsv2", "serve", *models, "--port", "0", "--data", str(data),
-            "--threads", "1", "--operations-port", "0", *arguments,
+        self._by_make = by_make
+        options = [
+            *models, "--port", "0", "--data", str(data), "--threads", "1",
+            "--operations-port", "0", *arguments,
         ]  # fmt: skip
+        command = (
+            _by_make(options) if by_make else [sys.executable, "-m", "dsv2", "serve", *options]
+        )
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, text=True,
@@ -77,12 +89,19 @@ class Running:
         return self.said[-1]
 
     @property
+    def pid(self) -> int:
+        """Of the server itself."""
+        if not self._by_make:
+            return self.process.pid
+        [server] = _children(self.process.pid)
+        return server
+
+    @property
     def engine_pid(self) -> int:
         """Of the engine process."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        for child in children.split():
+        for child in _children(self.pid):
             if b"dsv2.service.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
+                return child
         raise AssertionError("there is no engine process")
 
     def chat(self, **fields: Any) -> httpx.Response:
@@ -129,17 +148,35 @@ class Running:
 
     def stop(self, seconds: float = 60.0) -> int:
         """End it as a service manager does; its exit status."""
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
         return self.process.wait(seconds)
 
     def end(self) -> None:
         """Whatever happened, leave nothing behind."""
+        if self._by_make:
+            for server in _children(self.process.pid):
+                os.kill(server, signal.SIGKILL)
         self.process.kill()
         self.process.wait()
         if self.process.stdout is not None:
             self.process.stdout.close()
         if hasattr(self, "client"):
             self.client.close()
+
+
+def _by_make(options: Sequence[str]) -> list[str]:
+    """The README's first command, where all is installed: who runs the tests has seen to that."""
+    done = [f"--assume-old={sys.prefix}/{stamp}" for stamp in (".installed", ".site")]
+    choice = [f"VENV={sys.prefix}", f"SERVE={' '.join(options)}"]
+    return ["make", "--no-print-directory", f"--directory={ROOT}", *done, "serve", *choice]
+
+
+def _children(pid: int) -> list[int]:
+    """Processes that a process has begun; none once it has ended."""
+    try:
+        return [*map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+    except FileNotFoundError:
+        return []
 
 
 def usage(pid: int) -> tuple[int, float]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.service.running import Running, running
 from tests.site.conftest import Open
+from tests.site.judging import problems_of
 from tests.site.visiting import (
     CALM,
     ENDLESS,
@@ -41,7 +42,7 @@ _COUNT_DRAWINGS = """() => {
 
 
 def test_chats_comes_back_and_uses_a_key(built: Path, visit: Open, tmp_path: Path) -> None:
-    with running(tmp_path / "data") as server:
+    with running(tmp_path / "data", by_make=True) as server:
         port = server.address.rpartition(":")[2]
         here = visit(server.address)
         here.expect("ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET")  # while it restarts
@@ -141,22 +142,15 @@ def a_key_is_made_and_used(page: Page, server: Running) -> None:
     page.get_by_role("dialog").get_by_label("Name").fill("my laptop")
     page.get_by_role("dialog").get_by_role("button", name="Create a key").click()
     shown = page.get_by_role("dialog", name="Your new key")
+    assert problems_of(page) == []
     secret = shown.locator("code").inner_text()
-    assert secret.startswith("sk-")
+    command = shown.locator("pre").inner_text()
+    assert command.startswith(f"curl {server.address}/v1/") and secret in command
     shown.get_by_role("button", name="I have kept it").click()
-    asked = httpx.post(
-        server.address + "/v1/chat/completions",
-        headers={"Authorization": f"Bearer {secret}"},
-        json={
-            "model": "pocket",
-            "temperature": 0,
-            "messages": [{"role": "user", "content": "What is 17 + 25?"}],
-        },
-        timeout=60,
-    )
-    assert asked.status_code == 200, asked.text
-    assert "42" in asked.json()["choices"][0]["message"]["content"]
-    tokens = asked.json()["usage"]
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["message"]["content"], answer
+    tokens = answer["usage"]
     page.get_by_role("link", name="Usage").click()
     row = page.get_by_role("row").filter(has_text="my laptop")
     for count in (tokens["prompt_tokens"], tokens["completion_tokens"]):
@@ -182,6 +176,13 @@ def test_chats_are_renamed_tagged_taken_out_and_in_and_deleted(
     tags = page.get_by_role("group", name="Tags")
     expect(tags.get_by_role("button")).to_have_text(["arithmetic", "数学"])
     ask_elsewhere(page)
+    first = chats.get_by_role("listitem").first
+    expect(first).to_contain_text("Hello!")
+    choose(page, f"Options of {title}", "Pin")
+    expect(chats.get_by_role("heading", name="Pinned")).to_be_visible()
+    expect(first).to_contain_text(title)
+    choose(page, f"Options of {title}", "Unpin")
+    expect(first).to_contain_text("Hello!")
     tags.get_by_role("button", name="数学").click()
     expect(chats.get_by_role("listitem")).to_have_count(1)
     chats.get_by_role("link", name=title).click()
@@ -192,6 +193,9 @@ def test_chats_are_renamed_tagged_taken_out_and_in_and_deleted(
     name, content = files["JSON"]
     [one] = json.loads(content)["conversations"]
     assert one["title"] == title and one["tags"] == ["arithmetic", "数学"]
+    page.get_by_role("button", name="Import and export").click()
+    _, everything = download(page, page.get_by_role("menuitem", name="Export all chats"))
+    assert one in json.loads(everything)["conversations"]
     choose(page, f"Options of {title}", "Delete")
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(chats.get_by_role("link", name=title)).to_have_count(0)

@@ -97,11 +97,11 @@ def settle(
     return reservations.settle(db, request_id, usage, finish="stop", now=now)
 
 
-def cheap_passwords(store: Store) -> None:
+def cheap_passwords(store: Store, now: int = NOW) -> None:
     """The least argon2 can do: tests are no attackers."""
     with store.write() as db:
         for name, value in (("time_cost", 1), ("memory_kib", 8), ("parallelism", 1)):
-            settings.change_setting(db, f"argon2_{name}", value, actor="test", now=NOW)
+            settings.change_setting(db, f"argon2_{name}", value, actor="test", now=now)
 
 
 def wipe(store: Store) -> None:
