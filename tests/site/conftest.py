@@ -84,7 +84,7 @@ def platform(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A server that knows no guest, an administrator, and gives new accounts nothing."""
     with running(tmp_path_factory.mktemp("platform") / "data", "--no-guest") as server:
         with opened(server) as store:
-            cheap_passwords(store)
+            cheap_passwords(store, now_ms())
             hashed = hashed_password(store)
             with store.write() as db:
                 now = now_ms()

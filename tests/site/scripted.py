@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -32,7 +33,8 @@ class Scripted:
 
     Args:
         folder: for its database.
-        max_context: of the model.
+        max_context: of the models.
+        models: names of what it serves, all of them the one script.
 
     Attributes:
         text: what is answered from now on.
@@ -42,7 +44,9 @@ class Scripted:
         error: what an answer fails with, where it would go beyond ``allowed``.
     """
 
-    def __init__(self, folder: Path, *, max_context: int = 2048) -> None:
+    def __init__(
+        self, folder: Path, *, max_context: int = 2048, models: tuple[str, ...] = ("scripted",)
+    ) -> None:
         self.text, self.size, self.pause = "Yes.", 3, 0.0
         self.allowed = FAR
         self.error: Exception | None = None
@@ -50,13 +54,13 @@ class Scripted:
         self.engine = FakeEngine(self._script, max_context=max_context)
         self.store = open_store(f"sqlite:///{folder / 'site.sqlite'}")
         migrations.upgrade(self.store)
-        ensure_prices(self.store, ["scripted"], now=now_ms())
+        ensure_prices(self.store, models, now=now_ms())
         self.office = Office(self.store, folder=folder, guest=True)
         form = chat_format("v2.5", self.tokenizer)
-        models = Models([ServedModel("scripted", self.engine, self.tokenizer, form)])
-        metrics = Metrics(lambda: models.all)
+        served = Models([ServedModel(name, self.engine, self.tokenizer, form) for name in models])
+        metrics = Metrics(lambda: served.all)
         self.app = make_app(
-            ServeSettings(), self.office, models, metrics, lambda: True, built=built_site()
+            ServeSettings(), self.office, served, metrics, lambda: True, built=built_site()
         )
         self.address = ""
         self._started = threading.Event()
@@ -103,7 +107,7 @@ class Scripted:
 
 
 @contextmanager
-def scripted_site(folder: Path, **options: int) -> Iterator[Scripted]:
+def scripted_site(folder: Path, **options: Any) -> Iterator[Scripted]:
     """A site that serves, and ends with the block."""
     site = Scripted(folder, **options)
     try:

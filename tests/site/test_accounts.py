@@ -12,15 +12,19 @@ from playwright.sync_api import Page, expect
 
 from tests.service.running import Running
 from tests.site.conftest import Open
+from tests.site.judging import problems_of
 from tests.site.visiting import ask, choose, composer, configure, download
 from tests.site.world import ADMIN, PASSWORD
 
 pytestmark = pytest.mark.slow
 
 
-def enter(page: Page, email: str, action: str = "Log in") -> None:
+ANOTHER = "staple battery horse"
+
+
+def enter(page: Page, email: str, action: str = "Log in", password: str = PASSWORD) -> None:
     page.get_by_label("E-mail address").fill(email)
-    page.get_by_label("Password", exact=True).fill(PASSWORD)
+    page.get_by_label("Password", exact=True).fill(password)
     page.get_by_role("button", name=action, exact=True).click()
     expect(page.get_by_role("button", name=email)).to_be_visible()
 
@@ -43,11 +47,14 @@ def test_an_account_from_the_door_to_the_last_key(platform: Running, visit: Open
     keys_are_made_limited_and_revoked(page, platform)
     here.go(page, "/account/usage")
     usage_is_drawn_and_downloaded(page)
+    here.go(page, "/account")
+    a_password_is_changed(page)
+    enter(page, "ada@example.org", password=ANOTHER)
     choose(page, "ada@example.org", "Log out")
     expect(page).to_have_url(re.compile("/log-in"))
     here.go(page, "/account/balance")
     expect(page).to_have_url(re.compile("/log-in"))
-    enter(page, "ada@example.org")
+    enter(page, "ada@example.org", password=ANOTHER)
     expect(page.get_by_role("heading", name="Balance")).to_be_visible()
 
 
@@ -142,6 +149,21 @@ def asked(platform: Running, secret: str) -> int:
     return httpx.post(url, json=body, headers=headers, timeout=60).status_code
 
 
+def a_password_is_changed(page: Page) -> None:
+    """And every session ended, with this one."""
+    page.get_by_label("Password now").fill("wrong one")
+    page.get_by_label("New password").fill(ANOTHER)
+    change = page.get_by_role("button", name="Change the password")
+    change.click()
+    expect(page.get_by_text("The address or the password is wrong.")).to_be_visible()
+    page.get_by_label("Password now").fill(PASSWORD)
+    change.click()
+    expect(page.get_by_text("Password changed; other sessions have ended")).to_be_visible()
+    page.get_by_role("button", name="Log out everywhere").click()
+    page.get_by_role("dialog").get_by_role("button", name="Log out").click()
+    expect(page).to_have_url(re.compile("/log-in$"))
+
+
 def usage_is_drawn_and_downloaded(page: Page) -> None:
     rows = page.get_by_role("region", name="Requests").get_by_role("row")
     expect(rows).to_have_count(1 + 3)
@@ -181,6 +203,8 @@ def test_an_administrator_sees_to_everything(platform: Running, visit: Open) -> 
     expect(page.get_by_text("Setting saved")).to_be_visible()
     page.get_by_role("link", name="Usage of all").click()
     expect(page.get_by_role("img", name=re.compile("^Tokens per day"))).to_be_visible()
+    page.get_by_label("Grouped by").select_option("by account")
+    expect(page.locator("figcaption")).to_contain_text(ADMIN)
     page.get_by_role("link", name="Audit log").click()
     for words in ("600", "suspended", "pocket"):
         expect(page.get_by_role("row").filter(has_text=words).first).to_be_visible()
@@ -231,6 +255,14 @@ def a_user_is_added_and_given_money(page: Page) -> None:
     page.get_by_label("Amount in USD").fill("12.51")
     page.get_by_role("button", name="Take out").click()
     expect(page.get_by_text("No more than $12.50 can be taken out of “Paid in”")).to_be_visible()
+    assert problems_of(page) == []
+    for action, role in (
+        ("Make an administrator", "Administrator"),
+        ("Make an ordinary user", "User"),
+    ):
+        page.get_by_role("button", name=action).click()
+        page.get_by_role("dialog").get_by_role("button", name=action).click()
+        expect(page.locator(".badge").first).to_have_text(role)
     page.get_by_role("button", name="Suspend").click()
     page.get_by_role("dialog").get_by_role("button", name="Suspend").click()
     expect(page.get_by_text("suspended", exact=True)).to_be_visible()

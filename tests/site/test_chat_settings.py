@@ -10,7 +10,8 @@ from playwright.sync_api import Locator, Page, expect
 
 from tests.service.running import Running
 from tests.site.conftest import Open
-from tests.site.scripted import Scripted
+from tests.site.judging import problems_of
+from tests.site.scripted import Scripted, scripted_site
 from tests.site.visiting import (
     ENDLESS,
     WISH,
@@ -54,6 +55,26 @@ def test_a_system_prompt_and_parameters_reach_the_model(scripted: Scripted, visi
     for label, value in {"Temperature": "0.7", "Top k": "5", "Stop strings": "END\n\\n\\n"}.items():
         expect(sheet.get_by_label(label, exact=True)).to_have_value(value)
     expect(sheet.get_by_label("Top k", exact=True)).to_be_visible()  # for it holds something
+
+
+def test_a_model_is_chosen_and_kept(built: Path, visit: Open, tmp_path: Path) -> None:
+    with scripted_site(tmp_path, models=("small", "large")) as site:
+        page = visit(site.address).open()
+        ask(page, "Who are you?")
+        menu = page.get_by_role("button", name="Model")
+        expect(menu).to_contain_text("small")
+        menu.click()
+        assert problems_of(page) == []
+        page.get_by_role("menuitemradio", name="large").click()
+        expect(menu).to_contain_text("large")
+        answer = ask(page, "And you?")
+        answer.get_by_role("button", name="Tokens and speed").click()
+        expect(answer.get_by_role("listitem").last).to_have_text("large")
+        expect(answers(page).first.get_by_role("listitem").last).to_have_text("small")
+        page.reload()
+        expect(menu).to_contain_text("large")
+        page.get_by_role("link", name="New chat").click()
+        expect(menu).to_contain_text("large")  # chosen last, and so the next one's
 
 
 def test_presets_are_kept_used_and_deleted(scripted: Scripted, visit: Open) -> None:

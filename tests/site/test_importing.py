@@ -96,3 +96,10 @@ def test_an_import_that_is_called_off(scripted: Scripted, visit: Open, tmp_path:
     chats = page.get_by_role("navigation", name="Chats").get_by_role("listitem")
     expect(chats).to_have_count(2)
     assert len(asked) == 2
+    page.unroute("**/api/chat/import")
+    old = conversation("Long ago", 0, tags=["rare"], updated_at=1_000_000)
+    bring(page, tmp_path / "old.json", old, *(conversation("Later", 0) for _ in range(60)))
+    expect(page.get_by_text("61 chats imported")).to_be_visible()
+    # A tag of what is far down the list, and not loaded yet.
+    page.get_by_role("group", name="Tags").get_by_role("button", name="rare").click()
+    expect(chats).to_have_text(["Long ago"])

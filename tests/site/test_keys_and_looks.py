@@ -49,6 +49,12 @@ def test_everything_goes_by_keys(scripted: Scripted, visit: Open) -> None:
     page.keyboard.press("Control+Shift+C")
     expect(page.get_by_text("Copied")).to_be_visible()
     assert page.evaluate("navigator.clipboard.readText()") == "No."
+    scripted.text = "So:\n\n```python\nprint(1)\n```"
+    page.keyboard.press("Control+Shift+E")
+    ended(answers(page).last)
+    answers(page).last.get_by_role("button", name="Copy the code").click()
+    expect(answers(page).last.get_by_role("button", name="Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == "print(1)"
     page.keyboard.press("Control+k")
     expect(page.get_by_role("searchbox")).to_be_focused()
     page.keyboard.press("Control+Shift+S")
@@ -118,6 +124,22 @@ def test_chinese_and_english(server: Running, visit: Open) -> None:
         )
     choose(page, "Guest on this machine", "中文")
     expect(page.get_by_role("heading", level=1)).to_have_text(re.compile(r"^[\u4e00-\u9fff]+"))
+
+
+def test_errors_are_told_in_chinese(server: Running, visit: Open) -> None:
+    here = visit(server.address, locale="zh-CN")
+    here.expect("status of 4(01|09)")
+    page = here.open("/log-in")
+    taken = {"email": "taken@example.org", "password": "correct horse battery"}
+    httpx.post(f"{server.address}/api/account/sign-up", json=taken, headers={
+        "Origin": server.address
+    }).raise_for_status()  # fmt: skip
+    for action, words in (("登录", "邮箱地址或密码错误。"), ("注册", "该邮箱地址已注册账户。")):
+        page.get_by_label("邮箱地址").fill(taken["email"])
+        page.get_by_label("密码").fill("another password")
+        page.get_by_role("button", name=action).click()
+        expect(page.get_by_role("alert")).to_have_text(words)
+        page.get_by_role("link", name="注册").or_(page.get_by_role("link", name="登录")).click()
 
 
 def test_chinese_text_is_set_in_a_font_of_its_own(scripted: Scripted, visit: Open) -> None:
