@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
 from dsv2.engine.request import OverloadedError
+from dsv2.service.inference import failures
 from tests.service.running import Running
 from tests.site.conftest import Open
 from tests.site.scripted import FAR, Scripted
@@ -43,7 +46,10 @@ def test_what_is_before_and_behind_the_cursor_is_read(scripted: Scripted, visit:
     assert "x = (" in prompt and prompt.index("x = (") < prompt.index(")\n")
 
 
-def test_errors_are_shown_and_tried_again(scripted: Scripted, visit: Open) -> None:
+def test_errors_are_shown_and_tried_again(
+    scripted: Scripted, visit: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(failures._AGAIN, "Retry-After", "2")  # seconds that it waits
     scripted.allowed, scripted.error = 0, OverloadedError("the line is full")
     scripted.text = "done"
     here = visit(scripted.address)
@@ -56,6 +62,7 @@ def test_errors_are_shown_and_tried_again(scripted: Scripted, visit: Open) -> No
     expect(notice).to_be_visible()
     expect(code).to_have_value("x = ")
     scripted.allowed = FAR
+    expect(page.get_by_role("button", name=re.compile("^Again in [12] s$"))).to_be_disabled()
     page.get_by_role("button", name="Try again").click()
     expect(code).to_have_value("x = done")
     expect(notice).to_have_count(0)

@@ -94,15 +94,18 @@ def settled(server: Running) -> World:
             resident = users.add_user(
                 db, RESIDENT, now=now - 31 * DAY, password_hash=hashed, role="admin"
             )
-            for email in ("ines@example.org", "omar@example.org", "yuki@example.org"):
-                other = users.add_user(db, email, now=now - 9 * DAY, password_hash=hashed)
-            users.set_status(db, other.id, "suspended", actor="test", now=now)
-            _money(db, resident.account_id, now)
-            made = _keys(db, resident.id, resident.account_id, now)
-            _usage(db, resident.account_id, made, now)
+            ines, _, yuki = (
+                users.add_user(db, email, now=now - 34 * DAY, password_hash=hashed)
+                for email in ("ines@example.org", "omar@example.org", "yuki@example.org")
+            )
+            users.set_status(db, yuki.id, "suspended", actor="test", now=now)
+            for one, seed in ((resident, 7), (ines, 8)):
+                _money(db, one.account_id, now)
+                made = _keys(db, one.id, one.account_id, now)
+                _usage(db, one.account_id, made, now, random.Random(seed))
             for uses in (1, 25):
                 codes.create_code(db, amount=5 * DOLLAR, actor="test", now=now, max_uses=uses)
-    return World(_chats(server), f"/admin/users/{other.id}")
+    return World(_chats(server), f"/admin/users/{ines.id}")
 
 
 def _stored() -> dict[str, object]:
@@ -141,12 +144,11 @@ def _keys(db: Connection, user: str, account: str, now: int) -> list[str]:
     return ids[:2]
 
 
-def _usage(db: Connection, account: str, made: list[str], now: int) -> None:
-    chance = random.Random(7)
+def _usage(db: Connection, account: str, made: list[str], now: int, chance: random.Random) -> None:
     for day in range(29, 0, -1):
         for number in range(chance.randint(1, 5) if day % 7 else 1):
             at = now - day * DAY + number * 60_000
-            name = f"past-{day}-{number}"
+            name = f"{chance.getrandbits(128):032x}"
             prompt, answer = chance.randint(20_000, 400_000), chance.randint(10_000, 120_000)
             key = made[0] if number % 3 else made[1]
             ask = Ask(name, account, key, "pocket", prompt, answer)
