@@ -200,6 +200,7 @@ def test_chats_are_renamed_tagged_taken_out_and_in_and_deleted(
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(chats.get_by_role("link", name=title)).to_have_count(0)
     expect(page).to_have_url(server.address + "/")
+    expect(tags.get_by_role("button", name="数学")).to_have_count(0)
     kept = tmp_path / name
     kept.write_bytes(content)
     with page.expect_file_chooser() as chooser:

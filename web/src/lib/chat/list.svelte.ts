@@ -79,7 +79,10 @@ class ConversationList {
 
   async remove(id: string): Promise<void> {
     await api.deleteConversation(id);
-    this.all = this.all.filter((one) => one.id !== id);
+    const gone = this.all.find((one) => one.id === id);
+    this.all = this.all.filter((one) => one !== gone);
+    // Its tags may have been the last of theirs.
+    if (gone?.tags.length) void this.load();
   }
 }
 
