@@ -84,7 +84,7 @@ def event(name: str, **data: Any) -> str:
 
 def watch_engines(page: Page) -> None:
     line = page.get_by_role("img", name="Tokens per second").locator("polyline")
-    points = 58 if FOR_DOCS else 2
+    points = 58 if FOR_DOCS else 1
     page.wait_for_function(
         "([line, points]) => line.points.numberOfItems >= points",
         arg=[line.element_handle(), points], timeout=180_000,
