@@ -194,6 +194,12 @@ def test_a_phone(server: Running, visit: Open) -> None:
     for path in ("/fill", "/account", "/account/keys", "/account/balance", "/account/usage"):
         here.go(page, path)
         fits(page)
+    # A row is a card there, and each cell says what it is.
+    row = page.get_by_role("region", name="Requests").locator("tbody tr").first
+    row.scroll_into_view_if_needed()
+    for place, column in enumerate(("Time", "Model", "Key", "Input tokens")):
+        expect(row.locator("td").nth(place)).to_have_attribute("data-label", column)
+        expect(row.locator("td").nth(place)).to_be_in_viewport()
 
 
 def fits(page: Page) -> None:
