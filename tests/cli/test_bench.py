@@ -105,14 +105,21 @@ def test_gpu_kernels_are_shown_with_the_backend_to_take(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("COLUMNS", "200")
-    _gpu_kernels(torch.device("cpu"), as_json, tiny=True)
+    _gpu_kernels(torch.device("cpu"), as_json, "decode,training", tiny=True)
     shown = capsys.readouterr().out
     if as_json:
         found = json.loads(shown)
         assert found["faster"] == {"4 x 2 x 100": "triton"}
-        assert {"mla_decode", "experts"} <= {one["kernel"] for one in found["results"]}
+        kernels = {one["kernel"] for one in found["results"]}
+        assert kernels == {"mla_decode", "rms_norm", "linear_cross_entropy", "adamw"}
     else:
-        assert "Captured steps time both kernels" in shown
+        assert "adamw" in shown and "Captured steps time both kernels" in shown
+
+
+def test_an_unknown_group_of_kernels_is_named() -> None:
+    pytest.importorskip("triton")
+    with pytest.raises(ValueError, match="group 'matmul', allowed are decode, cached"):
+        _gpu_kernels(torch.device("cpu"), True, "decode,matmul", tiny=True)
 
 
 def test_operations_of_a_step_are_those_of_the_published_arithmetic() -> None:

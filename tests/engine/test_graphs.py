@@ -262,3 +262,30 @@ def test_on_a_gpu_captured_and_overlapped_steps_say_what_eager_ones_do(tiny_fold
         again = llm.generate(PROMPTS, params)
         assert [one.token_ids for one in again] == [one.token_ids for one in answers]
     assert llm.engine.stats.overlapped_steps == stats.overlapped_steps
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
+def test_on_a_gpu_no_launch_of_a_step_waits_for_the_device(
+    dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = LLM("pocket", device="cuda", dtype=dtype)
+    for params in (GREEDY, PARAMS):
+        llm.generate(PROMPTS, params)  # captures steps, which waits
+    runner, launched = llm.engine._runner, []
+    plain = runner.launch
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            launched.append(plain(*args, **kwargs))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return launched[-1]
+
+    monkeypatch.setattr(runner, "launch", watched)
+    captured = llm.engine.stats.captured_steps
+    for params in (GREEDY, PARAMS):
+        llm.generate([f"# another\n{prompt}" for prompt in PROMPTS], params)
+    prompts = [one for one in launched if not one.is_decode]
+    assert prompts and len(launched) > 20 and llm.engine.stats.captured_steps > captured

@@ -174,13 +174,17 @@ def kernels(
     columns: Annotated[int, typer.Option(min=64)] = 2048,
     tokens: Numbers = "1,4,16,64,256",
     weights: Annotated[str, typer.Option(help="Comma-separated.")] = "float32,bfloat16,int8,int4",
+    only: Annotated[
+        str, typer.Option(help="Groups of a GPU's kernels, comma-separated, such as decode,rows.")
+    ] = "",
     device: Device = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """On a CPU matrices of every format times rows of activations, on a GPU every kernel.
 
-    GPU kernels are measured at published shapes; ROWS, COLUMNS, TOKENS and WEIGHTS are the CPU's.
+    GPU kernels are measured at published shapes; ROWS, COLUMNS, TOKENS and WEIGHTS are the CPU's,
+    ONLY is the GPU's.
     """
     from dsv2.engine.bench import bench_linear, measure_roof
     from dsv2.engine.loading import pick_device
@@ -188,8 +192,10 @@ def kernels(
 
     place = pick_device(device)
     if place.type == "cuda":
-        _gpu_kernels(place, as_json)
+        _gpu_kernels(place, as_json, only)
         return
+    if only:
+        raise ValueError(f"--only {only!r}: a CPU has no groups of kernels, leave it out")
     from dsv2.kernels.cpu import CpuExecutor
 
     executor = CpuExecutor(threads)
@@ -204,7 +210,7 @@ def kernels(
         _show(executor.description, roof, figures, as_json)
 
 
-def _gpu_kernels(device: torch.device, as_json: bool, tiny: bool = False) -> None:
+def _gpu_kernels(device: torch.device, as_json: bool, only: str = "", tiny: bool = False) -> None:
     """Every Triton kernel against the reference and its roof, and the decode kernel to take."""
     import torch
 
@@ -212,42 +218,29 @@ def _gpu_kernels(device: torch.device, as_json: bool, tiny: bool = False) -> Non
     from dsv2.kernels.timing import measure_device
     from dsv2.kernels.triton.bench import KernelBench
     from dsv2.kernels.triton.bench_attention import faster_decode
-    from dsv2.kernels.triton.bench_cases import run_kernel_benches
+    from dsv2.kernels.triton.bench_cases import GROUPS, run_kernel_benches
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float16
     roof = measure_device(device, dtype, tiny=tiny)
-    own = KernelBench(device, roof, tiny, quiet=True)
-    run_kernel_benches(own)
+    own = KernelBench(device, roof, tiny, quiet=as_json)
+    run_kernel_benches(own, tuple(only.split(",")) if only else GROUPS)
     choices = faster_decode(own)
     if as_json:
         results = [asdict(one) for one in own.results]
         typer.echo(json.dumps({"roof": asdict(roof), "results": results, "faster": choices}))
-        return
-    table = Table(title=f"kernels on {device}")
-    for name in ("kernel", "case", "variant", "us", "GB/s", "TFLOP/s", "of the roof", "error"):
-        table.add_column(name, justify="left" if name in ("kernel", "case", "variant") else "right")
-    for one in own.results:
-        if one.failure:
-            table.add_row(one.kernel, one.case, one.variant, "FAILED")
-            continue
-        error = "" if one.error is None else f"{one.error:.1e}"
-        table.add_row(
-            one.kernel, one.case, one.variant, f"{one.microseconds:,.1f}",
-            f"{one.gigabytes_s:,.0f}", f"{one.teraflops:,.1f}", f"{one.fraction:.0%}", error,
-        )  # fmt: skip
-    console = Console()
-    console.print(table)
-    console.print(
-        f"Roofs measured just now: copy {roof.read / 1e12:.2f} TB/s, "
-        f"product {roof.multiply / 1e12:.0f} TFLOP/s."
-    )
-    console.print(
-        "Captured steps time both kernels of decode on their own size and take flashinfer's where "
-        f"it is faster by more than {MARGIN - 1:.0%}; here: "
-        + ", ".join(f"{case}: {backend}" for case, backend in choices.items())
-    )
-    for one in own.failed():
-        console.print(f"{one.kernel} {one.case} {one.variant}: {one.failure or 'wrong'}")
+    else:
+        console = Console()
+        console.print(
+            f"Roofs measured just now: copy {roof.read / 1e12:.2f} TB/s, "
+            f"product {roof.multiply / 1e12:.0f} TFLOP/s."
+        )
+        console.print(
+            "Captured steps time both kernels of decode on their own size and take flashinfer's "
+            f"where it is faster by more than {MARGIN - 1:.0%}; here: "
+            + ", ".join(f"{case}: {backend}" for case, backend in choices.items())
+        )
+        for one in own.failed():
+            console.print(f"{one.kernel} {one.case} {one.variant}: {one.failure or 'wrong'}")
     if own.failed():
         raise typer.Exit(1)
 

@@ -77,13 +77,13 @@ class KernelBench:
         if self.quiet:
             return
         if result.failure:
-            print(f"{result.kernel:<18} {result.case:<26} {result.variant:<34} {result.failure}")
+            print(f"{result.kernel:<20} {result.case:<26} {result.variant:<34} {result.failure}")
             return
         error = "" if result.error is None else f" error {result.error:.1e}"
         wrong = "" if result.error is None or result.error < TOLERANCE else " WRONG"
         peer = f" {result.peer} {result.peer_us:.1f} us" if result.peer_us else ""
         print(
-            f"{result.kernel:<18} {result.case:<26} {result.variant:<34} "
+            f"{result.kernel:<20} {result.case:<26} {result.variant:<34} "
             f"{result.microseconds:9.1f} us {result.gigabytes_s:7.0f} GB/s "
             f"{result.teraflops:6.1f} TFLOP/s {result.fraction:6.1%} of the roof"
             f"{error}{wrong}{peer}",

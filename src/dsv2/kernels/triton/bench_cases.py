@@ -8,11 +8,18 @@ from functools import partial
 from dsv2.kernels.ops import ExpertWeights
 from dsv2.kernels.triton.bench import KernelBench
 from dsv2.kernels.triton.bench_attention import PEER_US, bench_decode, bench_prefill
+from dsv2.kernels.triton.bench_cached import FORMATS as CACHE_FORMATS
+from dsv2.kernels.triton.bench_cached import bench_cached
 from dsv2.kernels.triton.bench_coded import FORMATS, bench_coded, random_experts
 from dsv2.kernels.triton.bench_experts import bench_experts
 from dsv2.kernels.triton.bench_experts_grad import bench_experts_grad
+from dsv2.kernels.triton.bench_rows import bench_rows
+from dsv2.kernels.triton.bench_training import bench_training
 
-GROUPS = ("decode", "prefill", "experts", "coded", "experts_grad", "attention_grad")
+GROUPS = (
+    "decode", "cached", "prefill", "rows", "experts", "coded", "experts_grad", "attention_grad",
+    "training",
+)  # fmt: skip
 """What may be measured on its own."""
 
 
@@ -21,15 +28,19 @@ def kernel_benches(bench: KernelBench) -> Iterator[tuple[str, Callable[[], None]
     decode = [(4, 2, 100)] if bench.tiny else list(PEER_US)
     for shape in decode:
         yield "decode", partial(bench_decode, bench, *shape)
+    for name in CACHE_FORMATS:
+        yield "cached", partial(bench_cached, bench, name)
     prefill = [(2, 40, 40, 2)] if bench.tiny else [(8, 2048, 2048, 16), (1, 2048, 16384, 16)]
     for own in prefill:
         yield "prefill", partial(bench_prefill, bench, *own)
+    yield "rows", lambda: bench_rows(bench)
     yield "experts", lambda: _all_experts(bench)
     for name in FORMATS:
         yield "coded", partial(_coded_experts, bench, name)
     yield "experts_grad", lambda: _experts_grad(bench)
     trained = (2, 40, 40, 2) if bench.tiny else (8, 1024, 1024, 16)
     yield "attention_grad", partial(bench_prefill, bench, *trained, with_forward=False)
+    yield "training", lambda: bench_training(bench)
 
 
 def _sizes(bench: KernelBench) -> tuple[int, int, int, int]:
