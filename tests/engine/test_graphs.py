@@ -265,27 +265,38 @@ def test_on_a_gpu_captured_and_overlapped_steps_say_what_eager_ones_do(tiny_fold
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("dtype", ["bfloat16", "int4"])
 def test_on_a_gpu_no_launch_of_a_step_waits_for_the_device(
     dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm = LLM("pocket", device="cuda", dtype=dtype)
-    for params in (GREEDY, PARAMS):
-        llm.generate(PROMPTS, params)  # captures steps, which waits
+
+    def answer() -> list[list[int]]:
+        found = [llm.generate(PROMPTS, params) for params in (GREEDY, PARAMS)]
+        return [list(one.token_ids) for answers in found for one in answers]
+
+    expected = [answer(), answer()][1]  # captures steps, which waits, with the cache empty and full
     runner, launched = llm.engine._runner, []
     plain = runner.launch
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
+    def strictly(run: Callable[[], Any]) -> Any:
         try:
-            launched.append(plain(*args, **kwargs))
+            torch.cuda.set_sync_debug_mode("error")
+            return run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        launched.append(strictly(lambda: plain(*args, **kwargs)))
         return launched[-1]
 
+    number = torch.ones((), device="cuda")
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        strictly(number.item)
+
     monkeypatch.setattr(runner, "launch", watched)
-    captured = llm.engine.stats.captured_steps
-    for params in (GREEDY, PARAMS):
-        llm.generate([f"# another\n{prompt}" for prompt in PROMPTS], params)
-    prompts = [one for one in launched if not one.is_decode]
-    assert prompts and len(launched) > 20 and llm.engine.stats.captured_steps > captured
+    captures = runner.num_captures
+    assert answer() == expected
+    assert runner.num_captures == captures
+    assert any(not one.is_decode for one in launched) and len(launched) > 20

@@ -13,7 +13,7 @@ from dsv2.kernels.reference_executor import choose_experts as choose_by_referenc
 from dsv2.kernels.triton.bench import KernelBench, relative
 from dsv2.kernels.triton.first_products import write_and_rotate
 from dsv2.kernels.triton.greedy import greedy_tokens
-from dsv2.kernels.triton.linear import wide_product
+from dsv2.kernels.triton.linear import VECTOR_TOKENS, wide_product
 from dsv2.kernels.triton.norm_rows import norm_rows
 from dsv2.kernels.triton.router import choose_experts
 from dsv2.shapes import BLOCK_SIZE
@@ -62,7 +62,7 @@ def _write(bench: KernelBench, tokens: int) -> None:
     )
     slots = torch.randperm(cache.shape[0] * BLOCK_SIZE, device=bench.device)[:tokens]
     slots = slots.to(torch.int32)
-    w_uk = bench.normal(heads, latent, nope) / nope**0.5 if tokens <= 256 else None
+    w_uk = bench.normal(heads, latent, nope) / nope**0.5 if tokens <= VECTOR_TOKENS else None
 
     def call() -> tuple[torch.Tensor, torch.Tensor | None]:
         return write_and_rotate(q, kv, gain, cos, sin, slots, cache, heads, nope, rope, EPS, w_uk)

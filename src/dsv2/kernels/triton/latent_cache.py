@@ -249,9 +249,10 @@ def _write_floating(
         number = tl.load(x + column, mask=column < C, other=0.0).to(tl.float32)
         finite = tl.sum((tl.abs(number) < float("inf")).to(tl.int32), 0) == _GROUP
         largest = tl.max(tl.where(finite, tl.abs(number), 0.0), 0)
-        scale = tl.where(largest > 0, largest / _TOP, 1.0)
+        # As the reference divides: another last bit here and there would be another code.
+        scale = tl.where(largest > 0, tl.div_rn(largest, _TOP * 1.0), 1.0)
         scale = tl.where(finite, scale, float("nan"))
-        code = tl.where(finite, number / scale, 0.0)
+        code = tl.where(finite, tl.div_rn(number, scale), 0.0)
         code = _four_bits(tl.minimum(tl.maximum(code, -_TOP), _TOP)).to(tl.float8e4nv)
         tl.store(cache + slot * WIDTH + column, code, mask=column < C)
         tl.store(scales + slot * (WIDTH // 4) + C // 4 + group, scale)
