@@ -10,8 +10,8 @@ import multiprocessing
 
 PRELOADED = [
     "alembic.command", "argon2", "asyncio", "dsv2.service.store", "numpy", "prompt_toolkit",
-    "psycopg", "pydantic", "rich.progress", "safetensors", "sqlalchemy", "tokenizers", "torch",
-    "torch.nn", "typer", "yaml",
+    "psycopg", "pydantic", "rich.progress", "safetensors", "sqlalchemy",
+    "tests.service.store.worker", "tokenizers", "torch", "torch.nn", "typer", "yaml",
 ]  # fmt: skip
 
 PROCESSES = multiprocessing.get_context("forkserver")

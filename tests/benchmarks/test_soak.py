@@ -44,7 +44,7 @@ def test_a_short_soak(tiny_folder: Path) -> None:
 
     async def work(folder: Path) -> None:
         with Platform(folder, str(tiny_folder), renew_seconds=1.0) as platform:
-            outcome = await soak(Run(platform, seed), 40.0)
+            outcome = await soak(Run(platform, seed), 30.0)
         log = (folder / "log").read_text(encoding="utf-8", errors="replace")
         assert outcome.problems == [], f"{SEED}={seed}: {outcome.problems}\n{log[-4000:]}"
         assert outcome.kills.total() and outcome.full

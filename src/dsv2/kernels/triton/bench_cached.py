@@ -27,8 +27,8 @@ def bench_cached(bench: KernelBench, name: str) -> None:
         case = f"{heads} x {sequences} x {cached}"
         run = partial(_decode, bench, name, cache, (heads, sequences, cached), latent, rope)
         bench.attempt(f"mla_decode_{name}", case, "", run)
-    tokens = 64 if bench.tiny else 8192
-    for way in (_write, _gather):
+    for way, few in ((_write, 8), (_gather, BLOCK_SIZE)):
+        tokens = few if bench.tiny else 8192
         run = partial(way, bench, name, cache, tokens, latent, rope)
         bench.attempt(f"{way.__name__[1:]}_{name}", f"{tokens} tokens", "", run)
 
