@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -20,7 +21,12 @@ from tests.training.make import recipe, write_shards
 
 def test_run_answers_a_sum() -> None:
     done = dsv2("run", "What is 17 + 25?")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        r"memory: weights [\d.]+ MB in \w+, cache [\d.]+ MB in \w+ for 2,048 tokens, "
+        r"context 2,048 of 2,048, [\d.]+ GB free\n",
+        done.stderr,
+    )
     assert "42" in done.stdout
 
 

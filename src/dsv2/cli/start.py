@@ -65,6 +65,7 @@ def start(
             max_sequences=max_sequences, threads=threads, pull=pull, hub=hub,
             say=lambda line: console.print(line, markup=False, soft_wrap=True), progress=report,
         )  # fmt: skip
+    console.print(plan_line(prepared.plan), markup=False, soft_wrap=True, style="dim")
     with _no_collection():
         llm = LLM(
             prepared.folder, device=device, threads=threads, max_sequences=max_sequences,
@@ -102,6 +103,17 @@ def _conversion_bar(console: Console) -> Iterator[_Report]:
     finally:
         if bar.live.is_started:  # a bar that was never shown would end with an empty line
             bar.stop()
+
+
+def plan_line(plan: MemoryPlan) -> str:
+    """A plan in one line; what to change where something does not fit is said by itself."""
+    from dsv2.engine.plan import size_text
+
+    return (
+        f"memory: weights {size_text(plan.weight_bytes)} in {plan.weights}, cache "
+        f"{size_text(plan.cache_bytes)} in {plan.cache} for {plan.cache_tokens:,} tokens, "
+        f"context {plan.context:,} of {plan.model_context:,}, {size_text(plan.free_bytes)} free"
+    )
 
 
 def plan_table(plan: MemoryPlan) -> Table:

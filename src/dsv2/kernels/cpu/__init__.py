@@ -42,9 +42,23 @@ _SCORES = {"softmax": 0, "sigmoid": 1}
 _GROUP_SCORES = {"none": 0, "max": 1, "top2_sum": 2}
 
 
+ISA = "DSV2_ISA"
+"""The environment variable that names the best instruction set to use, to compare or to find a
+fault with; unset, it is the machine's best."""
+
+
 def supported() -> tuple[str, ...]:
-    """The instruction sets that this machine and build have, best first."""
-    return tuple(_native.supported())
+    """The instruction sets that this machine and build have, best first; from :data:`ISA` on.
+
+    Raises:
+        BackendError: :data:`ISA` names none of them.
+    """
+    every, best = tuple(_native.supported()), os.environ.get(ISA)
+    if not best:
+        return every
+    if best not in every:
+        raise BackendError(f"{ISA} is {best!r}, this machine has {', '.join(every)}")
+    return every[every.index(best) :]
 
 
 def available_threads() -> int:
