@@ -27,8 +27,8 @@ test: install-dev $(VENV)/.site ## The default suite: no GPU, no network, under 
 SLOW := -m "slow and not gpu and not net"
 FRAMES := tests/site/test_performance.py
 test-all: install-dev $(VENV)/.site ## The default suite's slow companions
-	$(PYTEST) --no-loadscope-reorder $(SLOW) --ignore tests/site
-	$(PYTEST) --no-loadscope-reorder $(SLOW) tests/site --ignore $(FRAMES)
+	$(PYTEST) --no-loadscope-reorder --durations=25 $(SLOW) --ignore tests/site
+	$(PYTEST) --no-loadscope-reorder --durations=15 $(SLOW) tests/site --ignore $(FRAMES)
 	$(PYTEST) -n 0 $(SLOW) $(FRAMES)
 
 # Types and the website side by side: either leaves a core idle for most of its time.

@@ -250,4 +250,4 @@ class LongBank(Bank):
 
 
 TestLongBank = pytest.mark.slow(pytest.mark.timeout(600)(LongBank.TestCase))
-LongBank.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+LongBank.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
