@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,23 @@ def test_the_server_runs_its_engines_on_ray_and_takes_them_with_it(
         while 'dsv2_engine_up{model="tiny"} 1.0' not in (text := httpx.get(address).text):
             assert time.monotonic() < deadline, text
             time.sleep(0.2)
+        found = re.search(r"serving .* at (http://\S+)", "".join(lines))
+        assert found, lines
+        body = {
+            "model": "tiny",
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 5,
+        }
+        answers = [
+            httpx.post(
+                f"{found[1]}/v1/chat/completions", json=body | {"temperature": 0}, timeout=60
+            )
+            for _ in range(2)
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200], answers[0].text
+        [first, second] = [answer.json() for answer in answers]
+        assert first["usage"]["completion_tokens"] == 5
+        assert first["choices"] == second["choices"]
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=60)
         assert process.returncode == 0, (rest, errors)
