@@ -47,15 +47,15 @@ def test_kernels_and_memory() -> None:
     }  # fmt: skip
 
 
-def test_a_shape_without_a_checkpoint(tmp_path: Any) -> None:
+@pytest.mark.parametrize("weights", ["int4", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_a_shape_without_a_checkpoint(weights: str, tmp_path: Any) -> None:
     smaller = {"num_hidden_layers": 2, "vocab_size": 256, "n_routed_experts": 8,
                "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     config = config_of("v2-lite").model_copy(update=smaller)
     (tmp_path / "config.json").write_text(json.dumps(config.to_published()))
-    for weights in ("int4", "bfloat16"):
-        found = bench("latency", str(tmp_path), "--random", "--weights", weights,
-                      "--prompts", "5", "--depths", "9")  # fmt: skip
-        assert weights in found["what"]
+    found = bench("latency", str(tmp_path), "--random", "--weights", weights,
+                  "--prompts", "5", "--depths", "9")  # fmt: skip
+    assert weights in found["what"]
 
 
 def test_bytes_of_a_step_are_those_of_the_published_arithmetic() -> None:

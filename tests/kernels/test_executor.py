@@ -33,17 +33,19 @@ TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 2e-2, "int4": 2.2e-2}
 CACHE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-2, "int6": 2e-2}
 
 
+def by_default(isa: str) -> Any:
+    """The best instruction set and AVX2, which most machines have; the others take their time."""
+    return () if isa in (supported()[0], "avx2") else pytest.mark.slow
+
+
 def executors() -> list[Any]:
-    return [pytest.param(CpuExecutor(2, isa), id=isa) for isa in supported()]
+    return [pytest.param(CpuExecutor(2, isa), id=isa, marks=by_default(isa)) for isa in supported()]
 
 
 def with_widths() -> list[Any]:
     """Executors with rotated widths; one with a matrix unit takes others with another kernel."""
     some = [
-        pytest.param(
-            CpuExecutor(2, isa), 8, id=isa, marks=pytest.mark.slow if isa == "scalar" else ()
-        )
-        for isa in supported()
+        pytest.param(CpuExecutor(2, isa), 8, id=isa, marks=by_default(isa)) for isa in supported()
     ]
     wide = [pytest.param(CpuExecutor(2, isa), 32, id=f"{isa}-wide")
             for isa in supported() if isa == "amx"]  # fmt: skip

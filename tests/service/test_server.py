@@ -103,6 +103,7 @@ def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
 def test_a_storm_of_clients_that_leave_costs_nothing(server: Running) -> None:
     """Fault F25: at once, at the first byte or with half of the connection; a third each."""
     before, pids = server.canary(), (server.process.pid, server.engine_pid)
+    server.crowd()
     used = [usage(pid) for pid in pids]
     host, _, port = server.address.removeprefix("http://").rpartition(":")
     body = json.dumps({"model": "pocket", "prompt": "x", "stream": True, **LONG}).encode()

@@ -44,7 +44,9 @@ class Readable:
         )
 
 
-@pytest.mark.parametrize("repeats", [1, 8])  # few tokens, and more than the kernels for few take
+@pytest.mark.parametrize(
+    "repeats", [1, pytest.param(8, marks=pytest.mark.slow)]
+)  # few tokens, and more than the kernels for few take
 def test_it_takes_the_kernels_place(repeats: int) -> None:
     executor = TritonExecutor(DEVICE)
     layer = Draw("float32").attention(hidden=64)
