@@ -172,7 +172,7 @@ def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> Non
     assert found[1].cached_tokens > found[0].cached_tokens
     # Rounding activations to 8 bits makes more of a last bit than bf16 does, and so do the other
     # kernels that a GPU takes when sums may have any order.
-    tolerance = {"float32": 1e-3, "bfloat16": 0.1, "float32 on cuda": 1e-3}.get(dtype, 0.6)
+    tolerance = {"float32": 1e-3, "bfloat16": 0.25, "float32 on cuda": 1e-3}.get(dtype, 0.9)
     assert_close(found[1], found[0], tolerance)
 
 
