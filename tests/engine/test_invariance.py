@@ -159,6 +159,15 @@ def test_tokens_that_recur_are_guessed() -> None:
         NgramDrafter(count=0)
 
 
+def tolerance_of(dtype: str) -> float:
+    """Of log-probabilities; a random model's logits are wide.
+
+    Rounding activations to 8 bits makes more of a last bit than bf16 does, and so do the other
+    kernels that a GPU takes when sums may have any order.
+    """
+    return {"float32": 1e-3, "bfloat16": 8e-2, "float32 on cuda": 1e-3}.get(dtype, 0.3)
+
+
 def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> None:
     """Without ``deterministic`` a chat's next turn finds its own answer in the cache."""
     exact, loose = make(folder, dtype), make(folder, dtype, deterministic=False)
@@ -170,10 +179,9 @@ def test_reusing_answers_stays_within_tolerance(folder: Path, dtype: str) -> Non
     follow = [*first.prompt_ids, *first.token_ids, *exact.tokenizer.encode(" and then")]
     found = [llm.generate([follow], ANSWER)[0] for llm in (exact, loose)]
     assert found[1].cached_tokens > found[0].cached_tokens
-    # Rounding activations to 8 bits makes more of a last bit than bf16 does, and so do the other
-    # kernels that a GPU takes when sums may have any order.
-    tolerance = {"float32": 1e-3, "bfloat16": 0.25, "float32 on cuda": 1e-3}.get(dtype, 0.9)
-    assert_close(found[1], found[0], tolerance)
+    # What answers have left in the cache was computed by other kernels than a prompt's: three times
+    # the difference.
+    assert_close(found[1], found[0], 3 * tolerance_of(dtype))
 
 
 def test_company_stays_within_tolerance(folder: Path, dtype: str, alone: list[Completion]) -> None:
@@ -181,9 +189,8 @@ def test_company_stays_within_tolerance(folder: Path, dtype: str, alone: list[Co
     llm = make(
         folder, dtype, deterministic=False, max_step_tokens=37, max_sequences=5, cache_tokens=640
     )
-    tolerance = {"float32": 1e-3, "bfloat16": 5e-2, "float32 on cuda": 1e-3}.get(dtype, 0.3)
     for one, other in zip(llm.generate(PROMPTS, ANSWER), alone, strict=True):
-        assert_close(one, other, tolerance)
+        assert_close(one, other, tolerance_of(dtype))
     stats = llm.engine.stats
     assert stats.free_blocks == stats.total_blocks
 

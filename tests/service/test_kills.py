@@ -14,13 +14,12 @@ import random
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
-import sqlalchemy as sa
 
 from benchmarks.soak.platform import Platform
 from benchmarks.soak.run import Run, kill_often
+from tests.service.store import postgres
 
 SEED = "DSV2_SEED"
 """Environment variable: the dice of a run that has failed, to be thrown again."""
@@ -32,17 +31,8 @@ def database(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == "sqlite":
         yield ""
         return
-    parsed = sa.engine.make_url(request.getfixturevalue("postgres_server"))
-    engine = sa.create_engine(
-        parsed.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    name = f"killed_{uuid4().hex[:8]}"
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield parsed.set(database=name).render_as_string(hide_password=False)
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    engine.dispose()
+    with postgres.empty_database(request.getfixturevalue("postgres_server")) as url:
+        yield url
 
 
 @pytest.fixture

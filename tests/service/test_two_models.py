@@ -5,17 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from uuid import uuid4
 
 import httpx
 import pytest
-import sqlalchemy as sa
 
 from dsv2.service.store import Store, ledger, open_store, prices
 from dsv2.service.store.prices import Usage, cost, set_price
 from dsv2.service.store.verify import sum_of_entries, verify_books
 from tests.service.platform.site import PASSWORD, Person, add_person
 from tests.service.running import PROMPT, Running, running
+from tests.service.store import postgres
 
 pytestmark = pytest.mark.slow
 
@@ -25,16 +24,8 @@ PRICES = {"pocket": (3_000_000, 1_000_000, 7_000_000), "second": (11_000_000, 0,
 
 @pytest.fixture(scope="module")
 def database(postgres_server: str) -> Iterator[str]:
-    """The URL of an empty database, in the form that operators write."""
-    parsed = sa.engine.make_url(postgres_server)
-    engine = sa.create_engine(
-        parsed.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    name = f"served_{uuid4().hex[:8]}"
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    yield parsed.set(database=name).render_as_string(hide_password=False)
-    engine.dispose()
+    with postgres.empty_database(postgres_server) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
+
+import sqlalchemy as sa
 
 REQUIRED = "DSV2_REQUIRE_POSTGRES"
 """Set it and a missing server fails the tests instead of skipping them."""
@@ -81,3 +84,21 @@ def server() -> Iterator[str]:
             )
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def empty_database(server_url: str) -> Iterator[str]:
+    """The URL of a new database, in the form that operators write; it is dropped at the end."""
+    parsed = sa.engine.make_url(server_url)
+    engine = sa.create_engine(
+        parsed.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+    )
+    name = f"empty_{uuid4().hex[:8]}"
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    try:
+        yield parsed.set(database=name).render_as_string(hide_password=False)
+    finally:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+        engine.dispose()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from contextlib import ExitStack
 from functools import reduce
 from multiprocessing.process import BaseProcess
 from operator import add
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -27,7 +27,7 @@ from dsv2.service.store import (
 )
 from dsv2.service.store.prices import cost, price_by_id
 from dsv2.service.store.verify import sum_of_entries, verify_books
-from tests.service.store import worker
+from tests.service.store import postgres, worker
 from tests.service.store.make import LEASE, NOW, Customer, customer, price, reserve
 
 
@@ -110,22 +110,15 @@ def test_a_key_sent_many_times_at_once_has_one_effect(store: Store) -> None:
 
 
 def test_processes_that_start_together_make_the_tables_once(url: str, tmp_path: Path) -> None:
-    if url.startswith("sqlite"):
-        fresh = f"sqlite:///{tmp_path / 'fresh.db'}"
-    else:
-        name = f"fresh_{uuid4().hex[:8]}"
-        parsed = sa.engine.make_url(url)
-        engine = sa.create_engine(
-            parsed.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-        )
-        with engine.connect() as connection:
-            connection.exec_driver_sql(f"CREATE DATABASE {name}")
-        engine.dispose()
-        fresh = parsed.set(database=name).render_as_string(hide_password=False)
-    worker.run_all(worker.upgrade, [(fresh,)] * 3)
-    store = open_store(fresh)
-    migrations.check(store)
-    store.close()
+    with ExitStack() as stack:
+        if url.startswith("sqlite"):
+            fresh = f"sqlite:///{tmp_path / 'fresh.db'}"
+        else:
+            fresh = stack.enter_context(postgres.empty_database(url))
+        worker.run_all(worker.upgrade, [(fresh,)] * 3)
+        store = open_store(fresh)
+        migrations.check(store)
+        store.close()
 
 
 def kill_writers(store: Store, url: str, folder: Path, kills: int, seed: int) -> None:

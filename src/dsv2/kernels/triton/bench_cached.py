@@ -27,10 +27,10 @@ def bench_cached(bench: KernelBench, name: str) -> None:
         case = f"{heads} x {sequences} x {cached}"
         run = partial(_decode, bench, name, cache, (heads, sequences, cached), latent, rope)
         bench.attempt(f"mla_decode_{name}", case, "", run)
-    for way, few in ((_write, 8), (_gather, BLOCK_SIZE)):
+    for kernel, measure, few in (("write", _write, 8), ("gather", _gather, BLOCK_SIZE)):
         tokens = few if bench.tiny else 8192
-        run = partial(way, bench, name, cache, tokens, latent, rope)
-        bench.attempt(f"{way.__name__[1:]}_{name}", f"{tokens} tokens", "", run)
+        run = partial(measure, bench, name, cache, tokens, latent, rope)
+        bench.attempt(f"{kernel}_{name}", f"{tokens} tokens", "", run)
 
 
 def _random_cache(bench: KernelBench, blocks: int, latent: int, rope: int, name: str) -> Tensor:
