@@ -71,6 +71,7 @@ def test_pull_list_show_verify_run_rm(run: Run, hub: Hub) -> None:
     assert f"fetch it with: dsv2 pull {REPOSITORY}" in gone.stderr
 
 
+@pytest.mark.slow
 def test_a_pull_that_broke_off_goes_on_where_it_stopped(run: Run, hub: Hub) -> None:
     # Larger than the pieces of 10 MB that the client writes, or there is nothing to go on from.
     content = os.urandom(24_000_000)

@@ -54,6 +54,7 @@ def test_states_come_back_and_old_ones_go(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == [LATEST, "step-2", "step-3"]
 
 
+@pytest.mark.slow
 def test_fifty_kills_at_random_moments(tmp_path: Path) -> None:
     """Fault F40. Children of this process, so that none imports torch anew.
 

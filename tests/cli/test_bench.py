@@ -47,7 +47,8 @@ def test_kernels_and_memory() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("weights", ["int4", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["int4", "bfloat16"])
 def test_a_shape_without_a_checkpoint(weights: str, tmp_path: Any) -> None:
     smaller = {"num_hidden_layers": 2, "vocab_size": 256, "n_routed_experts": 8,
                "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip

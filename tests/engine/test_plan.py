@@ -220,7 +220,10 @@ def test_packed_bytes_are_those_of_the_executor(
     assert packed_bytes(model.config, weights) == pytest.approx(sum(sizes), rel=0.03)
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8", "int4"])
+@pytest.mark.parametrize(
+    "weights",
+    ["int4", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16", "int8"))],
+)
 def test_gpu_bytes_are_those_of_the_executor(
     tmp_path_factory: pytest.TempPathFactory, weights: str
 ) -> None:

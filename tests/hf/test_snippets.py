@@ -40,7 +40,9 @@ def test_text_completion_goes_on_from_the_text() -> None:
     assert len(out) > len(start) + 100
 
 
-@pytest.mark.parametrize("hub", ["modelscope", "transformers"])
+@pytest.mark.parametrize(
+    "hub", ["transformers", pytest.param("modelscope", marks=pytest.mark.slow)]
+)
 def test_chat_completion_answers(hub: str) -> None:
     out = run(snippets()[1].replace("from modelscope import", f"from {hub} import"))
     assert out.strip()

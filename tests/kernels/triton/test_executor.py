@@ -58,13 +58,14 @@ def attend_there(
     return torch.cat(outputs)
 
 
-SLOW = partial(pytest.param, marks=pytest.mark.slow)  # the interpreter takes 10 to 40 s
+SLOW = partial(pytest.param, marks=pytest.mark.slow)  # the interpreter takes 3 to 40 s
+ODD = {"q_lora": 64, "latent": 96, "heads": 3, "value": 64}
 
 
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize(
     ("deterministic", "sizes"),
-    [(False, {}), (True, {"q_lora": 64, "latent": 96, "heads": 3, "value": 64})],
+    [(False, {}), SLOW(True, ODD)],
 )
 def test_attention_equals_the_reference(
     weights: str, deterministic: bool, sizes: dict[str, int]
@@ -84,7 +85,7 @@ def test_attention_equals_the_reference(
 @pytest.mark.parametrize("weights", DTYPES)
 @pytest.mark.parametrize(
     ("most", "sizes"),
-    [(64, {}), (0, {"q_lora": 64, "latent": 96, "heads": 3, "value": 64})],
+    [(64, {}), SLOW(0, ODD)],
 )
 def test_few_generated_tokens_equal_the_reference(
     weights: str, most: int, sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
