@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv2.kernels import registry
 from dsv2.kernels.cpu import CpuExecutor, supported
-from dsv2.kernels.executor import AttentionLayer, make_executor
+from dsv2.kernels.executor import AttentionLayer, LayerHandles, make_executor
 from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
 from dsv2.kernels.interleaved import interleave
 from dsv2.kernels.latent import latent_format, unpack_latent
@@ -163,6 +163,36 @@ def test_feed_forward_equals_the_reference(executor: CpuExecutor, weights: str) 
         executor.mlp(executor.pack_mlp(layer), ours)
         REFERENCE.mlp(REFERENCE.pack_mlp(layer), theirs)
         close(ours - x, theirs - x, TOLERANCE[weights])
+
+
+@pytest.mark.parametrize("weights", ["float32", "int4"])
+@pytest.mark.parametrize("executor", executors())
+def test_layers_in_one_call_have_the_bits_they_have_in_turn(
+    executor: CpuExecutor, weights: str
+) -> None:
+    draw = Draw(weights)
+    first, second = draw.attention(), Draw(weights, seed=2).attention()
+    layers = [
+        LayerHandles(executor.pack_attention(first), executor.pack_mlp(draw.mlp_layer()), False),
+        LayerHandles(executor.pack_attention(second), executor.pack_moe(draw.moe_layer()), True),
+    ]
+    stack = executor.stack(layers)
+    together, alone = ([fresh_cache(first, "bfloat16") for _ in layers] for _ in range(2))
+    for batch, x in three_steps(128, (30, 12, 1), 20):  # a step of 43 tokens, of 24 and of 3
+        step = executor.begin(batch, *turn(batch, first.shape.rope), "auto", "bfloat16")
+        ours, theirs = x.clone(), x.clone()
+        executor.run(stack, ours, step, together)
+        for layer, cache in zip(layers, alone, strict=True):
+            executor.attention(layer.attention, theirs, step, cache)
+            (executor.moe if layer.is_moe else executor.mlp)(layer.feed, theirs)
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, x)
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
+    with pytest.raises(ValueError, match="contiguous"):
+        executor.run(stack, x, step, [together[0], together[1][:, :32]])
+    with pytest.raises(ValueError, match="zip"):
+        executor.run(stack, x, step, together[:1])
 
 
 ROUTINGS: list[dict[str, Any]] = [

@@ -42,7 +42,8 @@ def build_batch(works: Rows[Work], device: torch.device) -> RaggedBatch:
     ]
     sections.append((torch.int32, (len(works), widest)))
     host = host_buffer(buffer_bytes(sections), device)
-    parts = [part.numpy() for part in views(host, sections)]
+    own = views(host, sections)
+    parts = [part.numpy() for part in own]
     parts[0][:] = tokens
     np.maximum(parts[0], 0, out=parts[0])
     parts[1][:] = positions
@@ -51,7 +52,9 @@ def build_batch(works: Rows[Work], device: torch.device) -> RaggedBatch:
     parts[4][:] = slots
     parts[5][:] = logit_rows
     parts[6][:] = padded_table([work.sequence.blocks for work in works], widest, 0)
-    moved = views(host.to(device, non_blocking=True), sections)
+    moved = own
+    if device.type != "cpu":
+        moved = views(host.to(device, non_blocking=True), sections)
     return RaggedBatch(
         tokens=moved[0],
         positions=moved[1],

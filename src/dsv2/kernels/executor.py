@@ -7,8 +7,9 @@ in :mod:`dsv2.kernels.ops`. ``reference`` composes the readable ops; ``cpu`` is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -100,6 +101,14 @@ class MoeLayer:
     shared: Mlp[StoredWeight] | None
 
 
+class LayerHandles(NamedTuple):
+    """A layer of a model: its attention, its feed-forward, and whether that is DeepSeekMoE."""
+
+    attention: Any
+    feed: Any
+    is_moe: bool
+
+
 class Executor(Protocol):
     """Packs and runs layers; ``x`` is ``[T, D]`` fp32, contiguous, and changed in place."""
 
@@ -189,6 +198,14 @@ class Executor(Protocol):
         """``x += moe(norm(x))``."""
         ...
 
+    def stack(self, layers: Sequence[LayerHandles]) -> Any:
+        """A model's layers in order as one handle, for :meth:`run`."""
+        ...
+
+    def run(self, stack: Any, x: Tensor, step: Any, caches: Sequence[Tensor]) -> None:
+        """All layers of a stack in turn; ``caches`` has each one's."""
+        ...
+
     def linear(self, handle: Any, x: Tensor, norm: Tensor | None, eps: float) -> Tensor:
         """``norm(x) w^T`` ``[T, rows]`` fp32, without the norm when it is None."""
         ...
@@ -196,6 +213,26 @@ class Executor(Protocol):
     def embed(self, handle: Any, ids: Tensor) -> Tensor:
         """Rows of the matrix by ``ids`` ``[T]`` int32, ``[T, D]`` fp32."""
         ...
+
+
+class LayerByLayer:
+    """:meth:`Executor.stack` and :meth:`Executor.run` from the calls of single layers."""
+
+    def stack(self, layers: Sequence[LayerHandles]) -> tuple[LayerHandles, ...]:
+        """The layers as they are."""
+        return tuple(layers)
+
+    def run(
+        self: Executor, stack: Sequence[LayerHandles], x: Tensor, step: Any,
+        caches: Sequence[Tensor],
+    ) -> None:  # fmt: skip
+        """Attention and feed-forward of each."""
+        for layer, cache in zip(stack, caches, strict=True):
+            self.attention(layer.attention, x, step, cache)
+            if layer.is_moe:
+                self.moe(layer.feed, x)
+            else:
+                self.mlp(layer.feed, x)
 
 
 def make_executor(

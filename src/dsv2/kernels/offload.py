@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.kernels.executor import AttentionLayer, Executor, MlpLayer, MoeLayer
+from dsv2.kernels.executor import AttentionLayer, Executor, LayerByLayer, MlpLayer, MoeLayer
 from dsv2.kernels.formats import QuantTensor
 from dsv2.kernels.interleaved import StoredWeight
 from dsv2.ragged import PlannedDecode, RaggedBatch
@@ -32,7 +32,7 @@ class _Whole:
     handle: Any
 
 
-class OffloadExecutor:
+class OffloadExecutor(LayerByLayer):
     """See :class:`dsv2.kernels.executor.Executor`.
 
     Args:

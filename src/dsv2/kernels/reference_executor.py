@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dsv2.kernels.composites import compose_attention, compose_moe
-from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer, RoutingShape
+from dsv2.kernels.executor import (
+    AttentionLayer,
+    LayerByLayer,
+    Mlp,
+    MlpLayer,
+    MoeLayer,
+    RoutingShape,
+)
 from dsv2.kernels.formats import QuantTensor, dequantise, quantise
 from dsv2.kernels.interleaved import StoredWeight, by_rows
 from dsv2.kernels.latent import latent_format, pack_latent, unpack_latent
@@ -76,7 +83,7 @@ def choose_experts(
     return ids, weights * routing.scale
 
 
-class ReferenceExecutor:
+class ReferenceExecutor(LayerByLayer):
     """See :class:`dsv2.kernels.executor.Executor`; handles are the layers in fp32."""
 
     description = "reference"

@@ -12,6 +12,7 @@ from torch import Tensor
 from dsv2.kernels.executor import (
     AttentionLayer,
     Executor,
+    LayerHandles,
     Mlp,
     MlpLayer,
     MoeLayer,
@@ -59,7 +60,7 @@ class PackedModel:
         self.cache_format = latent_format(cache_format).name
         self.device = executor.device
         self._embed = executor.pack_linear(fetch("embed"))
-        self._layers: list[tuple[Any, Any, bool]] = []
+        self._layers: list[LayerHandles] = []
         for index in range(config.num_hidden_layers):
             attention = executor.pack_attention(_attention(config, fetch, f"layers.{index}."))
             is_moe = config.is_moe_layer(index)
@@ -67,9 +68,10 @@ class PackedModel:
                 feed = executor.pack_moe(_moe(config, fetch, f"layers.{index}."))
             else:
                 feed = executor.pack_mlp(_mlp(config, fetch, f"layers.{index}."))
-            self._layers.append((attention, feed, is_moe))
+            self._layers.append(LayerHandles(attention, feed, is_moe))
             if progress is not None:
                 progress(index + 1, config.num_hidden_layers)
+        self._stack = executor.stack(self._layers)
         self._norm = _tensor(fetch("norm")).float().to(self.device)
         self._head = (
             self._embed if config.tie_word_embeddings else executor.pack_linear(fetch("head"))
@@ -102,9 +104,7 @@ class PackedModel:
             raise ValueError(f"cache has {len(cache)} layers, the model has {len(self._layers)}")
         step = self.begin(batch, form)
         x = self.executor.embed(self._embed, batch.tokens)  # T D
-        for index, own_cache in enumerate(cache):
-            self.attend(index, x, step, own_cache)
-            self.feed(index, x)
+        self.executor.run(self._stack, x, step, cache)
         return x
 
     def begin(self, batch: RaggedBatch, form: str = "auto") -> Any:
@@ -115,20 +115,20 @@ class PackedModel:
     def plan_decode(self, cache: Sequence[Tensor], rows: int, width: int) -> PlannedDecode | None:
         """For captured steps of a shape; see :meth:`dsv2.kernels.executor.Executor.plan_decode`."""
         return self.executor.plan_decode(
-            self._layers[0][0], cache[0], self.cache_format, rows, width
+            self._layers[0].attention, cache[0], self.cache_format, rows, width
         )
 
     def attend(self, index: int, x: Tensor, step: Any, cache: Tensor) -> None:
         """Layer ``index``'s attention, its norm and residual, in place on ``x`` ``[T, D]``."""
-        self.executor.attention(self._layers[index][0], x, step, cache)
+        self.executor.attention(self._layers[index].attention, x, step, cache)
 
     def feed(self, index: int, x: Tensor) -> None:
         """Layer ``index``'s feed-forward, its norm and residual, in place on ``x`` ``[T, D]``."""
-        _, feed, is_moe = self._layers[index]
-        if is_moe:
-            self.executor.moe(feed, x)
+        layer = self._layers[index]
+        if layer.is_moe:
+            self.executor.moe(layer.feed, x)
         else:
-            self.executor.mlp(feed, x)
+            self.executor.mlp(layer.feed, x)
 
     def project(self, hidden: Tensor) -> Tensor:
         """:meth:`logits` as an ordinary tensor, which autograd may keep."""

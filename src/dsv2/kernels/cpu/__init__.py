@@ -9,6 +9,7 @@ prompt is cut.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv2.kernels.executor import AttentionLayer, Mlp, MlpLayer, MoeLayer
+from dsv2.kernels.executor import (
+    AttentionLayer,
+    LayerByLayer,
+    LayerHandles,
+    Mlp,
+    MlpLayer,
+    MoeLayer,
+)
 from dsv2.kernels.formats import SCHEMES, BlockTensor, QuantTensor, Weight, dequantise
 from dsv2.kernels.interleaved import (
     InterleavedTensor,
@@ -41,6 +49,8 @@ _CACHES = {"float32": 0, "bfloat16": 1, "int8": 2, "int6": 4}
 _SCORES = {"softmax": 0, "sigmoid": 1}
 _GROUP_SCORES = {"none": 0, "max": 1, "top2_sum": 2}
 
+_SHORT = 64
+"""Tokens of a step whose layers run in one call: it lasts less than a second."""
 
 ISA = "DSV2_ISA"
 """The environment variable that names the best instruction set to use, to compare or to find a
@@ -81,7 +91,15 @@ class _Step:
     cache: LatentFormat
 
 
-class CpuExecutor:
+@dataclass(frozen=True)
+class _Stack:
+    """Layers in one piece, and one by one."""
+
+    native: _native.Stack
+    layers: tuple[LayerHandles, ...]
+
+
+class CpuExecutor(LayerByLayer):
     """See :class:`dsv2.kernels.executor.Executor`.
 
     Args:
@@ -276,15 +294,32 @@ class CpuExecutor:
     def attention(self, handle: Any, x: Tensor, step: _Step, cache: Tensor) -> None:
         """One call for the whole layer."""
         kind = step.cache
-        wanted = (BLOCK_SIZE, kind.width(handle.latent, handle.rope))
-        if cache.dtype != kind.dtype or cache.shape[1:] != wanted or not cache.is_contiguous():
-            raise ValueError(
-                f"cache {cache.dtype} {tuple(cache.shape)}, {kind.name} is {kind.dtype} "
-                f"[blocks, {wanted[0]}, {wanted[1]}], contiguous"
-            )
         self._kernels.attention(
-            handle, step.native, _CACHES[kind.name], cache.shape[2] * cache.element_size(),
+            handle, step.native, _CACHES[kind.name], _token_bytes(handle, kind, cache),
             cache.data_ptr(), x.data_ptr(),
+        )  # fmt: skip
+
+    def stack(self, layers: Sequence[LayerHandles]) -> Any:
+        """Kept by C++ in one list."""
+        native = _native.Stack()
+        for layer in layers:
+            native.add(layer.attention, layer.feed)
+        return _Stack(native, tuple(layers))
+
+    def run(self, stack: Any, x: Tensor, step: _Step, caches: Sequence[Tensor]) -> None:
+        """One call for all layers of a short step.
+
+        Between the layers of a long one the interpreter sees to signals, such as of Ctrl+C.
+        """
+        if x.shape[0] > _SHORT:
+            super().run(stack.layers, x, step, caches)
+            return
+        kind, pairs = step.cache, zip(stack.layers, caches, strict=True)
+        widths = {_token_bytes(layer.attention, kind, cache) for layer, cache in pairs}
+        [token_bytes] = widths
+        self._kernels.run(
+            stack.native, step.native, _CACHES[kind.name], token_bytes,
+            [cache.data_ptr() for cache in caches], x.data_ptr(),
         )  # fmt: skip
 
     def mlp(self, handle: Any, x: Tensor) -> None:
@@ -353,6 +388,17 @@ def _absorbed(batch: RaggedBatch, form: str) -> list[bool]:
         return list(batch.generated)
     totals = batch.kv_len.tolist()
     return [new == 1 and total > 1 for new, total in zip(lengths, totals, strict=True)]
+
+
+def _token_bytes(handle: _native.AttentionLayer, kind: LatentFormat, cache: Tensor) -> int:
+    """Bytes of a token in a layer's cache, which C++ will index."""
+    wanted = (BLOCK_SIZE, kind.width(handle.latent, handle.rope))
+    if cache.dtype != kind.dtype or cache.shape[1:] != wanted or not cache.is_contiguous():
+        raise ValueError(
+            f"cache {cache.dtype} {tuple(cache.shape)}, {kind.name} is {kind.dtype} "
+            f"[blocks, {wanted[0]}, {wanted[1]}], contiguous"
+        )
+    return wanted[1] * cache.element_size()
 
 
 def _wide(tensor: Tensor | None) -> Tensor | None:

@@ -16,6 +16,10 @@ class MlpLayer:
 class MoeLayer:
     bytes: int
 
+class Stack:
+    def __init__(self) -> None: ...
+    def add(self, attention: AttentionLayer, feed: MlpLayer | MoeLayer, /) -> None: ...
+
 class Batch:
     def __init__(
         self, tokens: int, sequences: int, table_width: int, cu_q: int, kv_len: int,
@@ -59,6 +63,10 @@ class Kernels:
     ) -> None: ...  # fmt: skip
     def mlp(self, layer: MlpLayer, tokens: int, x: int, /) -> None: ...
     def moe(self, layer: MoeLayer, tokens: int, x: int, /) -> None: ...
+    def run(
+        self, stack: Stack, batch: Batch, format: int, token_bytes: int, caches: list[int],
+        x: int, /,
+    ) -> None: ...  # fmt: skip
     def linear(
         self, weights: Matrix, norm: int, eps: float, tokens: int, x: int, out: int, /
     ) -> None: ...

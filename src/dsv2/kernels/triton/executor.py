@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dsv2.kernels.executor import (
     AttentionLayer,
+    LayerByLayer,
     Mlp,
     MlpLayer,
     MoeLayer,
@@ -115,7 +116,7 @@ class _Step:
     rows: Tensor | None
 
 
-class TritonExecutor:
+class TritonExecutor(LayerByLayer):
     """See :class:`dsv2.kernels.executor.Executor`.
 
     Args:

@@ -6,6 +6,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "backend.h"
@@ -74,6 +76,19 @@ struct Owned {
 using OwnedAttention = Owned<AttentionLayer>;
 using OwnedMlp = Owned<MlpLayer>;
 using OwnedMoe = Owned<MoeLayer>;
+
+// The layers of a model in order, kept for as long as the stack.
+struct Stack {
+  struct Layer {
+    std::shared_ptr<OwnedAttention> attention;
+    std::variant<std::shared_ptr<OwnedMlp>, std::shared_ptr<OwnedMoe>> feed;
+  };
+  std::vector<Layer> layers;
+
+  void add(std::shared_ptr<OwnedAttention> attention, decltype(Layer::feed) feed) {
+    layers.push_back({std::move(attention), std::move(feed)});
+  }
+};
 
 std::vector<const Backend*> backends() {
   std::vector<const Backend*> found;
@@ -150,6 +165,27 @@ class Kernels {
     const std::lock_guard<std::mutex> lock(turn_);
     arena_.reset();
     backend_->moe(owned.layer, tokens, at<float>(x), arena_, *pool_);
+  }
+
+  // All layers of a stack; `caches` has one address for each.
+  void run(const Stack& stack, const Batch& batch, int format, size_t token_bytes,
+           const std::vector<uintptr_t>& caches, uintptr_t x) {
+    if (caches.size() != stack.layers.size()) throw std::invalid_argument("one cache per layer");
+    const nb::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(turn_);
+    for (size_t i = 0; i < caches.size(); ++i) {
+      const Stack::Layer& layer = stack.layers[i];
+      arena_.reset();
+      const Cache memory{static_cast<Format>(format), at<uint8_t>(caches[i]), token_bytes};
+      backend_->attention(layer.attention->layer, batch, memory, at<float>(x), arena_, *pool_);
+      arena_.reset();
+      if (const auto* moe = std::get_if<std::shared_ptr<OwnedMoe>>(&layer.feed)) {
+        backend_->moe((*moe)->layer, batch.tokens, at<float>(x), arena_, *pool_);
+      } else {
+        backend_->mlp(std::get<std::shared_ptr<OwnedMlp>>(layer.feed)->layer, batch.tokens, at<float>(x), arena_,
+                      *pool_);
+      }
+    }
   }
 
   void linear(const PackedMatrix& weights, uintptr_t norm, float eps, int tokens, uintptr_t x,
@@ -327,6 +363,8 @@ NB_MODULE(_native, m) {
         nb::arg("bias"), nb::arg("router"), nb::arg("gate"), nb::arg("up"), nb::arg("down"),
         nb::arg("shared_gate").none(), nb::arg("shared_up").none(), nb::arg("shared_down").none());
 
+  nb::class_<Stack>(m, "Stack").def(nb::init<>()).def("add", &Stack::add);
+
   nb::class_<Kernels>(m, "Kernels")
       .def(nb::init<const std::string&, int>(), nb::arg("isa"), nb::arg("threads"))
       .def_prop_ro("isa", &Kernels::isa)
@@ -340,6 +378,7 @@ NB_MODULE(_native, m) {
       .def("attention", &Kernels::attention)
       .def("mlp", &Kernels::mlp)
       .def("moe", &Kernels::moe)
+      .def("run", &Kernels::run)
       .def("linear", &Kernels::linear)
       .def("gather", &Kernels::gather)
       .def("quantise", &Kernels::quantise)
