@@ -224,6 +224,13 @@ def test_no_secret_is_left_anywhere(server: Running) -> None:
             assert secret.encode() not in content, (name, secret)
 
 
+def test_the_api_process_has_no_torch(server: Running) -> None:
+    def has(pid: int) -> bool:
+        return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+    assert (has(server.engine_pid), has(server.pid)) == (True, False)
+
+
 def test_nothing_else_is_listening(server: Running) -> None:
     """Fault F56: neither process opens anything but its two ports."""
     for pid in (server.process.pid, server.engine_pid):
