@@ -15,7 +15,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -34,6 +34,23 @@ MOST = 64
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 _Piece = tuple[Work[Any], "Future[Any]"]
+
+
+@contextlib.contextmanager
+def _alone_undone(db: Connection) -> Iterator[None]:
+    """A savepoint around the block.
+
+    As ``db.begin_nested``, which compiles its three statements anew each time: for a request that
+    is a tenth of what the database costs.
+    """
+    db.exec_driver_sql("SAVEPOINT piece")
+    try:
+        yield
+    except BaseException:
+        db.exec_driver_sql("ROLLBACK TO SAVEPOINT piece")
+        raise
+    finally:
+        db.exec_driver_sql("RELEASE SAVEPOINT piece")
 
 
 class Writer:
@@ -112,7 +129,7 @@ class Writer:
             with self.store.write() as db:
                 for work, _ in pieces:
                     try:
-                        with translated_errors(), db.begin_nested():
+                        with translated_errors(), _alone_undone(db):
                             results.append((work(db), None))
                     except UnavailableError:
                         raise  # a full disk, say, may have undone the others' work too

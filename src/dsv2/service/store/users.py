@@ -35,6 +35,8 @@ MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 MAX_EMAIL = 254
 _EMAIL = re.compile(r"[^\s@,;<>\"()\[\]\\]+@[^\s@,;<>\"()\[\]\\]+")
+# Every request of the guest runs it; SQLAlchemy reads a statement seen before much faster.
+_BY_ID = sa.select(users).where(users.c.id == sa.bindparam("which"))
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def get_user(db: Connection, user_id: str) -> User:
     Raises:
         NotFoundError: there is none.
     """
-    row = db.execute(sa.select(users).where(users.c.id == user_id)).one_or_none()
+    row = db.execute(_BY_ID, {"which": user_id}).one_or_none()
     if row is None:
         raise NotFoundError("user", user_id)
     return _user(row)
