@@ -60,13 +60,14 @@ def test_a_megabyte_of_anything_takes_seconds(tokenizer: Tokenizer, unit: str) -
 
 
 @settings(max_examples=200, deadline=None)
-@given(ids=st.lists(st.integers(0, 600), max_size=40), skip=st.booleans())
+@given(ids=st.lists(st.integers(0, 600), max_size=40), skip=st.booleans(), cut=st.integers(0, 40))
 def test_streaming_equals_decoding_at_once(
-    tokenizer: Tokenizer, ids: list[int], skip: bool
+    tokenizer: Tokenizer, ids: list[int], skip: bool, cut: int
 ) -> None:
     """Fault F10b, with ids behind the vocabulary and characters cut anywhere."""
     decoder = StreamDecoder(tokenizer, skip_special_tokens=skip)
-    pieces = [decoder.push(number) for number in ids]
+    pieces = [decoder.push_all(ids[:cut])]
+    pieces += [decoder.push(number) for number in ids[cut:]]
     pieces.append(decoder.finish())
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=skip)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dsv2.engine.request import SamplingParams
 from dsv2.tokenizer import StreamDecoder, Tokenizer
 
@@ -34,6 +36,16 @@ class OutputText:
         self._tokens += 1
         self._held += text
         return self._release(final=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing in the text can end the answer, so that :meth:`push_all` may be used."""
+        return not self._stops
+
+    def push_all(self, tokens: Sequence[int]) -> str:
+        """The text that several tokens let out, where there is no stop string to look for."""
+        assert not self._stops
+        return self._decoder.push_all(tokens)
 
     def finish(self) -> str:
         """What is left when the answer ends otherwise."""

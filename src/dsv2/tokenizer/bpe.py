@@ -154,12 +154,13 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """The text of tokens; bytes that are no UTF-8 become U+FFFD."""
-        parts = [
-            self.token_bytes(number)
-            for number in ids
-            if not (skip_special_tokens and self.is_special(number))
-        ]
-        return b"".join(parts).decode("utf-8", errors="replace")
+        found = self.bytes_of(ids, skip_special_tokens=skip_special_tokens)
+        return found.decode("utf-8", errors="replace")
+
+    def bytes_of(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> bytes:
+        """The bytes of tokens one after the other."""
+        silent = self._special_numbers if skip_special_tokens else ()
+        return b"".join([self.token_bytes(number) for number in ids if number not in silent])
 
 
 def _bytes_of(token: str) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 
 from dsv2.tokenizer.bpe import Tokenizer
 
@@ -20,6 +21,11 @@ class StreamDecoder:
         if self._skip and self._tokenizer.is_special(number):
             return ""
         return self._utf8.decode(self._tokenizer.token_bytes(number))
+
+    def push_all(self, numbers: Iterable[int]) -> str:
+        """The text that several tokens complete, for less than one :meth:`push` for each takes."""
+        found = self._tokenizer.bytes_of(numbers, skip_special_tokens=self._skip)
+        return self._utf8.decode(found)
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that never came whole."""

@@ -23,7 +23,7 @@ class AnswerError(RuntimeError):
         self.choice, self.output = choice, output
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """What one choice has got since its last piece.
 
@@ -93,9 +93,9 @@ class Choice:
     @property
     def is_urgent(self) -> bool:
         """Whether what waits is the first or the last of it."""
-        output = self.waiting
-        is_last = self.failure is not None or (output and output.finish_reason is not None)
-        return bool(is_last) or not self.has_begun
+        if self.failure is not None or not self.has_begun:
+            return True
+        return self.waiting is not None and self.waiting.finish_reason is not None
 
     def put(self, output: Tokens) -> None:
         """As a :class:`dsv2.service.serving.Sink`; what was not read yet is joined to one."""
@@ -252,11 +252,14 @@ class Generation:
             choice.fail(error)
 
     def _wake(self, choice: Choice) -> None:
-        for follower in self._followers.pop(choice, ()):
-            self._start(follower)
+        if self._followers:
+            for follower in self._followers.pop(choice, ()):
+                self._start(follower)
         if not choice.is_ready:
             choice.is_ready = True
             self._ready.append(choice)
+        if self._timer is not None and not choice.is_urgent:
+            return  # it goes out with what waits already
         if self._waiter is not None and self._may_go():
             self._go()
 
@@ -264,10 +267,17 @@ class Generation:
         """Whether there is something that need not or must not wait any longer."""
         if not self._ready:
             return False
-        if self._loop.time() >= self._held_until or any(one.is_urgent for one in self._ready):
+        if self._loop.time() >= self._held_until or self._is_urgent():
             return True
         if self._timer is None:
             self._timer = self._loop.call_at(self._held_until, self._release)
+        return False
+
+    def _is_urgent(self) -> bool:
+        # A loop, not any(): this runs for every token of every stream.
+        for choice in self._ready:  # noqa: SIM110
+            if choice.is_urgent:
+                return True
         return False
 
     def _release(self) -> None:
@@ -277,7 +287,7 @@ class Generation:
 
     def _go(self) -> None:
         """Give pieces to the relay, or let :meth:`next` return them."""
-        if self.relay is None or any(one.is_urgent for one in self._ready):
+        if self.relay is None or self._is_urgent():
             self.nudge()
             return
         try:
@@ -308,13 +318,17 @@ class Generation:
             piece.finish = output.finish_reason
             return
         reader, is_over = choice.reader, False
-        for token in output.tokens:
-            told = reader.push(token)
-            piece.tokens.append(token)
-            piece.add(told)
-            if told.is_over:
-                is_over = True
-                break
+        if reader.is_plain:
+            piece.tokens = output.tokens
+            piece.text += reader.text_of(output.tokens)
+        else:
+            for token in output.tokens:
+                told = reader.push(token)
+                piece.tokens.append(token)
+                piece.add(told)
+                if told.is_over:
+                    is_over = True
+                    break
         if output.logprobs is not None:
             piece.logprobs += output.logprobs[: len(piece.tokens) - len(piece.logprobs)]
         reason = output.finish_reason if choice.failure is None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dsv2.engine.output import OutputText
@@ -61,6 +62,15 @@ class AnswerReader:
     def stop(self) -> str | None:
         """The stop string that has ended the answer."""
         return self._text.stop
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether tokens tell nothing but text and end nothing: :meth:`text_of` may be used."""
+        return self._reader is None and self._text.is_plain
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        """The text of several tokens at once, as :meth:`push` tells it one by one."""
+        return self._text.push_all(tokens)
 
     def push(self, token: int) -> Told:
         """What a token tells."""
