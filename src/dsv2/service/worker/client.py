@@ -113,7 +113,7 @@ class EngineClient:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._fail_all("the server is stopping")
         self._loop.remove_reader(self._socket.FD)
-        await self._pulse.close()
+        self._pulse.close()
         self._socket.disable_monitor()
         self._monitor.close()
         self._socket.close()

@@ -10,11 +10,10 @@ import asyncio
 import threading
 import time
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from dsv2.service.worker.process import BEAT_SECONDS
 from dsv2.service.worker.wire import Heartbeat, Stats, decode_from_engine, encode
@@ -24,6 +23,7 @@ SILENT_SECONDS = 5.0
 HANG_SECONDS = 30.0
 """A step loop that has not gone round for so long hangs, unless its steps are known to be longer:
 a chunk of a long prompt on a CPU takes seconds."""
+_POLLIN = int(zmq.POLLIN)
 _MAX_BEAT = 64 * 1024
 """Bytes of a heartbeat."""
 
@@ -95,7 +95,7 @@ class Pulse:
 
     def __init__(
         self,
-        context: zmq.asyncio.Context,
+        context: zmq.Context[Any],
         address: str,
         *,
         hang_after: float = HANG_SECONDS,
@@ -105,20 +105,24 @@ class Pulse:
         self.stats = Stats()
         self._age = 0.0
         self._heard: float | None = None
-        self._socket = context.socket(zmq.SUB)
+        # A plain socket: one of zmq.asyncio takes several times as long for a beat, and an idle
+        # server does little else.
+        self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.SUB)
         self._socket.linger = 0
         self._socket.setsockopt(zmq.MAXMSGSIZE, _MAX_BEAT)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.subscribe(b"")
         self._socket.connect(address)
-        self._task = asyncio.create_task(self._listen())
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket.FD, self._listen)
+        self._loop.call_soon(self._listen)
 
-    async def _listen(self) -> None:
-        while True:
-            frame = await self._socket.recv()
+    def _listen(self) -> None:
+        """Take in all that is there: only then does the socket give a sign again."""
+        while not self._socket.closed and int(self._socket.get(zmq.EVENTS)) & _POLLIN:
             try:
-                beat = decode_from_engine(frame)
+                beat = decode_from_engine(self._socket.recv(zmq.NOBLOCK))
             except msgspec.MsgspecError:
                 continue
             if isinstance(beat, Heartbeat):
@@ -141,8 +145,7 @@ class Pulse:
             return f"the engine has been in one step for {self._age + silence:.0f} s"
         return None
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Listen no more."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self._loop.remove_reader(self._socket.FD)
         self._socket.close()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import zmq.asyncio
+import zmq
 
 from dsv2.service.worker.heartbeat import HANG_SECONDS, SILENT_SECONDS, Pulse
 from dsv2.service.worker.process import (
@@ -258,7 +258,7 @@ class Supervisor:
 
     async def _watch(self, ended: asyncio.Task[int]) -> str:
         """Wait until a process that serves has ended, or hangs: the reason, or nothing."""
-        context = zmq.asyncio.Context()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         pulse = Pulse(
             context,
             addresses(self._options.folder, self._options.name).heartbeat,
@@ -273,7 +273,7 @@ class Supervisor:
                 await asyncio.wait((ended,), timeout=_TICK)
             return ""
         finally:
-            await pulse.close()
+            pulse.close()
             context.term()
 
     def _set(self, state: State) -> None:
