@@ -279,7 +279,7 @@ def test_the_pace_slows_with_the_streams_up_to_a_bound() -> None:
 
     with pace.stream():
         alone = longest()
-        assert alone <= 0.005
+        assert alone <= 0.005 + 1e-9
         with pace.stream():
             assert longest() == pytest.approx(2 * alone, rel=0.05)
         assert longest() == pytest.approx(alone, rel=0.05)
@@ -287,7 +287,7 @@ def test_the_pace_slows_with_the_streams_up_to_a_bound() -> None:
     crowd = [pace.stream() for _ in range(10_000)]
     for one in crowd:
         one.__enter__()
-    assert 0.19 <= longest() <= 0.2 + 1e-9
+    assert 0.29 <= longest() <= 0.3 + 1e-9
 
 
 def test_those_that_wait_go_out_at_the_same_moments() -> None:

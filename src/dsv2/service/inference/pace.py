@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PER_STREAM = 0.004
-_LONGEST = 0.2
+_PER_STREAM = 0.005
+_LONGEST = 0.3
 _WHOLE = 0.5
 _SLOTS = 4
 """Moments in a gap at which events go out."""
@@ -15,9 +15,9 @@ _SLOTS = 4
 class Pace:
     """Seconds between two events of a stream: the more streams, the longer.
 
-    So up to fifty of them together are about 250 events a second at most, of more tokens each where
+    So up to sixty of them together are about 200 events a second at most, of more tokens each where
     the engine is faster. A stream alone gets each token as an event of its own. No event waits for
-    more than 0.2 s, and the first and the last of an answer do not wait at all. Those that wait go
+    more than 0.3 s, and the first and the last of an answer do not wait at all. Those that wait go
     out at the same few moments: waking up for each one costs more than sending it.
     """
 
