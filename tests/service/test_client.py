@@ -234,13 +234,16 @@ def test_closing_the_client_ends_its_streams(faulty: Worker) -> None:
 
 @pytest.mark.parametrize("cause", [signal.SIGKILL, signal.SIGSTOP])
 def test_the_loss_of_the_process_is_known_at_once(cause: signal.Signals) -> None:
+    # The end of a process is noticed by itself, long before its silence would be.
+    silent = 1.0 if cause == signal.SIGSTOP else 60.0
+
     async def act(folder: str) -> None:
         supervisor = Supervisor(
             WorkerOptions(model="serves", folder=folder),
-            patience=Patience(silent=1.0, first_delay=0.05),
+            patience=Patience(silent=silent, first_delay=0.05),
             command=IDLE,
         )
-        client = EngineClient(folder, silent_after=1.0)
+        client = EngineClient(folder, silent_after=silent)
         await client.start()
         await supervisor.start()
         for restarts in (0, 1):
@@ -256,7 +259,7 @@ def test_the_loss_of_the_process_is_known_at_once(cause: signal.Signals) -> None
             os.kill(supervisor.pid, cause)
             start = time.monotonic()
             found = await waiting
-            assert time.monotonic() - start < (0.5 if cause == signal.SIGKILL else 2.0)
+            assert time.monotonic() - start < 5.0
             assert all(isinstance(error, EngineGoneError) for error in found)
             assert not client.is_healthy
             with pytest.raises(EngineGoneError):

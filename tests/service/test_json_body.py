@@ -55,10 +55,10 @@ def test_what_is_json_is_read() -> None:
 def test_a_hundred_thousand_errors_are_one(text: bytes) -> None:
     """Faults F11 and F12."""
     value = parse_json(text)
-    begun = time.perf_counter()
+    begun = time.process_time()  # what others take from a shared machine does not count
     with pytest.raises(ApiError):
         validated(CompletionBody, value)
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize("value", [[], "x", None, 5])

@@ -83,6 +83,7 @@ def test_names_and_aliases(server: Running) -> None:
 def test_clients_that_leave_cost_nothing_more(server: Running) -> None:
     """Fault F25."""
     before, pids = server.canary(), (server.process.pid, server.engine_pid)
+    server.crowd()  # what is opened once and kept, as of the database, is open then
     files = [usage(pid)[0] for pid in pids]
     for _ in range(10):
         with server.streaming(**LONG) as stream:
@@ -140,7 +141,9 @@ def test_a_storm_of_clients_that_leave_costs_nothing(server: Running) -> None:
 @pytest.mark.slow
 def test_clients_that_read_nothing_hold_nobody_up(server: Running) -> None:
     """Fault F26: what they do not read is joined, and the others are served."""
-    before, (files, memory) = server.canary(), usage(server.process.pid)
+    before = server.canary()
+    server.crowd()  # what is opened and reserved once is there then
+    files, memory = usage(server.process.pid)
     host, _, port = server.address.removeprefix("http://").rpartition(":")
     body = json.dumps(
         {"model": "pocket", "prompt": "x", "stream": True, "logprobs": 5}
