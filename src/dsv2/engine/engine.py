@@ -7,21 +7,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-from torch import Tensor
-
+from dsv2.engine.prompt_scores import PromptScores
 from dsv2.engine.request import MAX_SEED, Limits, Request, RequestError, validate
 from dsv2.engine.runner import Launch, Runner
-from dsv2.engine.sampler import Choice, TokenLogprobs, logprob_rows, read_logprobs, sample
+from dsv2.engine.sampler import Choice, TokenLogprobs, sample
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import UNKNOWN, Sequence, Work
 from dsv2.engine.shaping import needs_last_token
 from dsv2.engine.speculate import Drafter
 from dsv2.engine.structured import Pending, StructureCompiler, StructureError, follow
-from dsv2.engine.transfer import to_device
-
-_LOGPROB_ROWS = 64
-"""Prompt positions whose logits are alive at once: 64 rows of 102,400 fp32 are 26 MB."""
 
 _COMPILE_WAIT = 0.01
 """Seconds to wait for a structure when nothing else is to do."""
@@ -128,7 +122,7 @@ class Engine:
         self._drafter, self._structures = drafter, structures
         self._compiling: dict[str, Pending] = {}
         self._sequences: dict[str, Sequence] = {}
-        self._prompt_logprobs: dict[str, list[TokenLogprobs | None]] = {}
+        self._prompt_scores = PromptScores(runner)
         self._displaced: list[TokenOutput] = []
         self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = 0
         self._flight: _Flight | None = None
@@ -213,7 +207,7 @@ class Engine:
 
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
-        self._prompt_logprobs.pop(sequence.request.id, None)
+        self._prompt_scores.forget(sequence.request.id)
         self._compiling.pop(sequence.request.id, None)
         if self._drafter is not None:
             self._drafter.forget(sequence)
@@ -293,7 +287,7 @@ class Engine:
             }
         launch = self._runner.launch(works, self._ends, unknown, picks)
         if launch.hidden is not None:
-            self._score_prompts(works, launch.hidden)
+            self._prompt_scores.add(works, launch.hidden)
         return _Flight(works, launch)
 
     def _take_structures(self) -> list[TokenOutput]:
@@ -311,28 +305,6 @@ class Engine:
                 sequence.waits = False
                 del self._compiling[name]
         return failed
-
-    def _score_prompts(self, works: list[Work], hidden: Tensor) -> None:
-        """Logprobs of the prompt tokens that a work's positions predict, some rows at a time."""
-        start = 0
-        for work in works:
-            sequence, first = work.sequence, start
-            start += work.count
-            count = sequence.request.params.prompt_logprobs
-            if count is None or sequence.in_answer:
-                continue
-            if sequence.computed == 0:
-                self._prompt_logprobs[sequence.request.id] = [None]
-            found = self._prompt_logprobs[sequence.request.id]
-            targets = sequence.request.prompt_ids[
-                sequence.computed + 1 : sequence.computed + work.count + 1
-            ]
-            for place in range(0, len(targets), _LOGPROB_ROWS):
-                some = targets[place : place + _LOGPROB_ROWS]
-                logits = self._runner.logits(hidden[first + place : first + place + len(some)])
-                tokens = to_device(some, torch.int64, logits.device)
-                rows = logprob_rows(logits, tokens, count).tolist()
-                found += [read_logprobs(row, count) for row in rows]
 
     def _collect(self, flight: _Flight) -> list[TokenOutput]:
         """Take in a step's tokens, and those of drafts as long as the drafts are right."""
@@ -426,9 +398,8 @@ class Engine:
             return TokenOutput(request.id, choice.token, choice.logprobs, reason, choice.error)
         self._prompt_tokens += sequence.num_prompt
         self._cached_tokens += sequence.cached_tokens
-        scored = self._prompt_logprobs.get(request.id)
         return TokenOutput(
             request.id, choice.token, choice.logprobs, reason,
             cached_tokens=sequence.cached_tokens,
-            prompt_logprobs=None if scored is None else tuple(scored),
+            prompt_logprobs=self._prompt_scores.of(request.id),
         )  # fmt: skip
