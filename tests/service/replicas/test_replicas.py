@@ -1,4 +1,4 @@
-"""Two replicas of a tiny model on this machine, one of them killed under load."""
+"""Replicas of a tiny model on this machine: a second under load, and one killed under load."""
 
 from __future__ import annotations
 
@@ -57,9 +57,13 @@ def test_replicas_are_one_engine_that_outlives_one_of_them(
         options = make_options(tiny_folder, "", max_sequences=AT_ONCE, max_waiting=2 * LOAD)
         async with (
             connected("local", num_cpus=2, object_store_memory=80 * 2**20) as cluster,
-            cluster.deployed("dsv2-test", options, Scaling(2, 2)) as engine,
+            # Once there are two, there are two for as long as this lasts: Ray waits ten minutes
+            # before it ends one.
+            cluster.deployed(
+                "dsv2-test", options, Scaling(1, 2, target=2, grow_seconds=1.0)
+            ) as engine,
         ):
-            await until(lambda: len(engine.replicas) == 2, 60)
+            await _grow(engine)
             assert engine.is_healthy and engine.tokenizer_files.keys() >= {"tokenizer.json"}
             answers = await asyncio.gather(*(collect(outputs_of(engine, one)) for one in requests))
             assert [tokens_of(items) for items in answers] == expected
@@ -73,6 +77,20 @@ def test_replicas_are_one_engine_that_outlives_one_of_them(
             assert [tokens_of(items) for items in again] == expected
 
     asyncio.run(act())
+
+
+async def _grow(engine: RayEngine) -> None:
+    """Under load a second replica begins, and meanwhile everything is answered."""
+    await until(lambda: len(engine.replicas) == 1, 60)
+    answers: list[int] = []
+
+    async def ask(number: int) -> None:
+        while len(engine.replicas) < 2:
+            one = request(f"grow {number}", params=LONG)
+            answers.append(len(tokens_of(await collect(outputs_of(engine, one)))))
+
+    await asyncio.wait_for(asyncio.gather(*map(ask, range(2 * AT_ONCE))), 90)
+    assert len(answers) >= 2 * AT_ONCE and set(answers) == {LONG.max_tokens}
 
 
 async def _gate(engine: RayEngine) -> None:

@@ -36,6 +36,7 @@ class Scaling:
         start_seconds: longest that loading may take.
         hang_seconds: a step that takes longer is a hang.
         retries: of a replica that cannot start, before the server gives up.
+        grow_seconds: that the load must last before another replica begins; Ray's own default.
     """
 
     least: int = 1
@@ -44,6 +45,7 @@ class Scaling:
     start_seconds: float = 1800.0
     hang_seconds: float = 120.0
     retries: int = 3
+    grow_seconds: float = 30.0
 
 
 def load_ray() -> ModuleType:
@@ -177,6 +179,8 @@ def make_application(options: WorkerOptions, scaling: Scaling, board: str) -> An
         count = {"autoscaling_config": {
             "min_replicas": scaling.least, "max_replicas": scaling.most,
             "target_ongoing_requests": scaling.target or max(1, options.max_sequences * 3 // 4),
+            "upscale_delay_s": scaling.grow_seconds, "look_back_period_s": scaling.grow_seconds,
+            "metrics_interval_s": scaling.grow_seconds / 3,
         }}  # fmt: skip
     deployment = serve.deployment(
         EngineReplica, name="engine", max_ongoing_requests=at_once,
