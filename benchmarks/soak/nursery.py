@@ -24,7 +24,11 @@ ROOT = Path(__file__).parents[2]
 
 def main() -> None:
     """Follow orders to their end."""
-    # Imported here and not in every life: the engine, and what its model needs.
+    # Imported here and not in every life: the engine and what its model needs, and the driver of
+    # PostgreSQL, which took longer than all else that a life begins with.
+    import psycopg  # noqa: F401
+    import sqlalchemy.dialects.postgresql.psycopg  # noqa: F401
+
     import dsv2.engine.llm
     import dsv2.service.worker.step_loop  # noqa: F401
     from benchmarks.soak.life import begin
