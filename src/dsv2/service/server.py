@@ -1,9 +1,13 @@
-"""``dsv2 serve``: engines, store and application put together, from start to drain."""
+"""``dsv2 serve``: engines, store and application put together, from start to drain.
+
+What only the front needs is imported while the engines load: that takes a good part of a second.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 import signal
 import socket
@@ -11,32 +15,25 @@ import tempfile
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-import uvicorn
-from starlette.types import ASGIApp
+from typing import TYPE_CHECKING, Any
 
 from dsv2.checkpoint import resolve
-from dsv2.service.chats.runs import Runs, answering
 from dsv2.service.platform.bootstrap import first_admin_key, open_platform
-from dsv2.service.platform.office import Office, ensure_prices, running
 from dsv2.service.replicas.cluster import Scaling, connected
 from dsv2.service.replicas.engine import RayEngine, tokenizer_of
 from dsv2.service.serving import Models, ServedModel
 from dsv2.service.settings import ModelSettings, ServeSettings, SettingsError
-from dsv2.service.site import make_app, make_operations_app
 from dsv2.service.store.checks import now_ms
-from dsv2.service.web import event_loop, tracing
-from dsv2.service.web.bounded_http import BoundedProtocol
-from dsv2.service.web.drain import Drain
+from dsv2.service.web import event_loop
 from dsv2.service.web.logs import resolve_format, set_up
-from dsv2.service.web.metrics import Metrics
-from dsv2.service.web.static_files import built_site
-from dsv2.service.web.tracing import TracedAdmission, Tracing
 from dsv2.service.worker.client import EngineClient
 from dsv2.service.worker.process import EXIT_CLEAN, EXIT_UNFINISHED, WorkerOptions
 from dsv2.service.worker.supervisor import Patience, Supervisor
 from dsv2.tokenizer import Tokenizer, chat_format
+
+if TYPE_CHECKING:
+    from dsv2.service.chats.runs import Runs
+    from dsv2.service.web.drain import Drain
 
 log = logging.getLogger("dsv2.service")
 
@@ -46,20 +43,8 @@ _CLOSING = 2.0
 """Seconds for answers to write that they were cut off."""
 _COLLECT_AFTER = (10_000, 10, 10)
 """Objects, and rounds over younger ones, between two of the garbage collector's."""
-_BACKLOG = 2048
-"""Connections that wait to be accepted."""
-_KEEP_ALIVE = 75
-"""Seconds that an idle connection is kept: longer than most proxies keep theirs."""
 
 Say = Callable[[str], None]
-
-
-class _Listener(uvicorn.Server):
-    """A listener that leaves signals to :class:`Server`."""
-
-    def install(self, sockets: list[socket.socket]) -> asyncio.Task[None]:
-        """Serve in the background."""
-        return asyncio.create_task(self._serve(sockets))
 
 
 class Server:
@@ -125,46 +110,35 @@ class Server:
         if settings.operations_port is not None:
             operating = _bind("127.0.0.1", settings.operations_port)
             stack.callback(operating.close)
-        provider = tracing.start() if settings.trace else None
-        if provider is not None:
+        provider = None
+        if settings.trace:
+            from dsv2.service.web import tracing
+
+            provider = tracing.start()
             stack.push_async_callback(asyncio.to_thread, provider.shutdown)
         store = open_platform(settings)
         stack.callback(store.close)
         secret = first_admin_key(store, now=now_ms())
-        office = Office(
-            store, folder=settings.data, secure=settings.secure_cookies,
-            guest=settings.allows_guest,
-        )  # fmt: skip
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dsv2-")))
         engines = self._replicas() if settings.ray else self._engines(folder)
         models = await stack.enter_async_context(engines)
         if models is None:
             return EXIT_FAILED if self.failure else EXIT_CLEAN
-        ensure_prices(store, models.names, now=now_ms())
-        await stack.enter_async_context(running(office))
-        metrics = Metrics(lambda: models.all)
-        site = built_site()
-        made = make_app(
-            settings, office, models, metrics, is_ready=lambda: self.is_ready,
-            admission=None if provider is None else TracedAdmission(office.admission),
-            built=site,
-        )  # fmt: skip
-        self._runs = made.state.runs
-        await stack.enter_async_context(answering(made.state.runs))
-        app: ASGIApp = made
-        if provider is not None:
-            app = Tracing(app, provider)
-        self._drain = Drain(app)
-        listeners = [(self._listener(self._drain), listening)]
+        from dsv2.service import front
+        from dsv2.service.web.listener import Listener
+
+        opened = front.opened(settings, store, models, lambda: self.is_ready, provider)
+        made = await stack.enter_async_context(opened)
+        self._runs, self._drain = made.runs, made.drain
+        listeners = [(Listener(made.drain), listening)]
         if operating is not None:
-            operations = make_operations_app(models, metrics, is_ready=lambda: self.is_ready)
-            listeners.append((self._listener(operations), operating))
+            listeners.append((Listener(made.operations), operating))
         tasks = [listener.install([place]) for listener, place in listeners]
         _spare_collector()
         self._is_up = True
-        self._tell(listening, operating, models, secret, site is not None)
+        self._tell(listening, operating, models, secret, made.has_site)
         await self._stop.wait()
-        clean = await self._drained(self._drain)
+        clean = await self._drained(made.drain)
         for listener, _ in listeners:
             listener.should_exit = True
         await asyncio.gather(*tasks)
@@ -192,6 +166,7 @@ class Server:
                 self._say(f"loading {model.name}")
                 await supervisor.start()
                 await client.start()
+            await asyncio.to_thread(importlib.import_module, "dsv2.service.front")
             ready = asyncio.gather(*(self._ready(n, one) for n, one in enumerate(clients)))
             if not await self._unless_stopped(ready):
                 yield None
@@ -311,15 +286,6 @@ class Server:
             await self._close_clients()
             await drain.wait(_CLOSING)
         return clean
-
-    def _listener(self, app: ASGIApp) -> _Listener:
-        return _Listener(
-            uvicorn.Config(
-                app, lifespan="off", log_config=None, access_log=False, server_header=False,
-                proxy_headers=False, backlog=_BACKLOG, timeout_keep_alive=_KEEP_ALIVE,
-                timeout_graceful_shutdown=1, ws="none", http=BoundedProtocol,
-            )
-        )  # fmt: skip
 
     def _tell(
         self, listening: socket.socket, operating: socket.socket | None, models: Models,
