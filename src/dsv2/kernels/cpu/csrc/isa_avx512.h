@@ -1,4 +1,4 @@
-// AVX-512 with VNNI, and with BF16 where kBf16 says so.
+// AVX-512 with VNNI, and with BF16 and VBMI where kBf16 says so.
 #pragma once
 
 #include <immintrin.h>
@@ -15,6 +15,7 @@ struct Avx512 {
   static constexpr bool kBf16 = kHasBf16;  // multiplies bf16 pairs itself
   static constexpr bool kBiased = true;    // multiplies unsigned by signed bytes
   static constexpr int kTile = 12;         // tokens multiplied per pass over a block of bytes
+  static constexpr int kStreamed = 5;      // up to so many tokens, four blocks at once
   static constexpr int kFloatTile = 12;    // ... of bf16 or fp32
   static constexpr int kPartLanes = 16;
   static constexpr bool kMatrixUnit = false;
@@ -98,13 +99,16 @@ struct Avx512 {
   static I codebook() {
     return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebookRaised)));
   }
+  // With VBMI indices are taken modulo the book's 64 bytes, four times the same 16: there is nothing
+  // to cut off.
   static I low_nibbles(I codes, I book) {
+#if defined(__AVX512VBMI__)
+    return _mm512_permutexvar_epi8(codes, book);
+#else
     return _mm512_shuffle_epi8(book, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+#endif
   }
-  static I high_nibbles(I codes, I book) {
-    return _mm512_shuffle_epi8(
-        book, _mm512_and_si512(_mm512_srli_epi16(codes, 4), _mm512_set1_epi8(15)));
-  }
+  static I high_nibbles(I codes, I book) { return low_nibbles(_mm512_srli_epi16(codes, 4), book); }
 
   // acc + the two bf16 of each lane times the two of x.
   static F dot_bf16(F acc, I weights, const int32_t* x) {

@@ -24,7 +24,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   constexpr int kSteps = group_of(format) / 4;  // vectors of 4 columns per group
   constexpr int kBytes = kSteps * (format == Format::kInt4 ? 32 : 64);
   constexpr int kParts = kLanes / W::kPartLanes;
-  constexpr int P = N * R <= 2 ? 4 : N * R <= 5 ? 2 : 1;
+  constexpr int P = N * R <= 2 ? 4 : N <= 5 ? 2 : 1;
   constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
   const I book = W::codebook();
   F acc[R][kParts][N];
@@ -151,10 +151,12 @@ void tile_floats(const Block& block, const Panel& x, float* out, size_t stride) 
 
 using TileFunction = void (*)(const Block&, const Panel&, float*, size_t);
 
-// Blocks that a tile takes at once for N tokens.
+// Blocks that a tile takes at once for N tokens: few of them wait for memory, which gives several
+// streams more than one.
+template <class V>
 constexpr int together(Format format, int tokens) {
   const bool bytes = format == Format::kInt4 || format == Format::kInt8;
-  if (tokens <= 2) return 4;
+  if (tokens <= (bytes ? V::kStreamed : 2)) return 4;
   return bytes ? 1 : 2;
 }
 
@@ -170,7 +172,7 @@ constexpr TileFunction pick() {
 template <class V, Format format, int N = vector_tile_of<V>(format)>
 TileFunction tile_for(int tokens, bool single) {
   if constexpr (N > 0) {
-    if (tokens == N) return single ? pick<V, format, N, 1>() : pick<V, format, N, together(format, N)>();
+    if (tokens == N) return single ? pick<V, format, N, 1>() : pick<V, format, N, together<V>(format, N)>();
     return tile_for<V, format, N - 1>(tokens, single);
   } else {
     return nullptr;
@@ -201,7 +203,7 @@ void multiply(const Matrix& w, int item, int first, int last, const Panels& pane
       return;
     }
   }
-  const int many = together(w.format, width);
+  const int many = together<V>(w.format, width);
   const TileFunction tile = tile_for<V>(w.format, width, false);
   int block = first;
   for (; block + many <= last; block += many) {
