@@ -11,7 +11,7 @@ from playwright.sync_api import Page, Route, expect
 
 from tests.site.conftest import Open
 from tests.site.scripted import Scripted
-from tests.site.visiting import choose
+from tests.site.visiting import answers, choose, questions, words_of
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +34,15 @@ def conversation(title: str, megabytes: int, **fields: Any) -> dict[str, Any]:
 def bring(page: Page, file: Path, *conversations: dict[str, Any]) -> int:
     """Import a file with these; its size."""
     file.write_text(json.dumps({"conversations": conversations}))
+    give(page, file)
+    return file.stat().st_size
+
+
+def give(page: Page, *files: Path) -> None:
+    """Import files."""
     with page.expect_file_chooser() as chooser:
         choose(page, "Import and export", "Import chats")
-    chooser.value.set_files(file)
-    return file.stat().st_size
+    chooser.value.set_files(files)
 
 
 def hold(page: Page, number: int) -> list[Route]:
@@ -103,3 +108,39 @@ def test_an_import_that_is_called_off(scripted: Scripted, visit: Open, tmp_path:
     # A tag of what is far down the list, and not loaded yet.
     page.get_by_role("group", name="Tags").get_by_role("button", name="rare").click()
     expect(chats).to_have_text(["Long ago"])
+
+
+def test_markdown_comes_in_as_it_went_out(scripted: Scripted, visit: Open, tmp_path: Path) -> None:
+    page = visit(scripted.address).open()
+    told = "## User\n\n<!-- dsv2 user -->\n\n```\n<!-- dsv2 chat -->\n```\n<img onerror=alert(1)>"
+    said = [
+        {"id": "q", "parent_id": None, "role": "user", "content": "Show me an export"},
+        {"id": "old", "parent_id": "q", "role": "assistant", "content": "Not shown"},
+        {"id": "a", "parent_id": "q", "role": "assistant", "content": told},
+    ]
+    fields = {"title": "A # title", "system": "Be exact.", "messages": said, "leaf_id": "a"}
+    bring(page, tmp_path / "one.json", fields)
+    expect(answers(page)).to_have_count(1)
+    versions = page.get_by_role("group", name="Versions")
+    expect(versions).to_have_count(1)
+    shown = words_of(answers(page).last).inner_text()
+    with page.expect_download() as coming:
+        choose(page, "Options of A # title", "Export as Markdown")
+    file, other = tmp_path / "chat.txt", tmp_path / "notes.md"
+    coming.value.save_as(file)
+    other.write_text("# Notes\n\n## User\n\nOf another kind\n")
+
+    first = page.url
+    give(page, other, file)
+    expect(page.get_by_text("notes.md is not a file of chats. JSON or Markdown")).to_be_visible()
+    expect(page.get_by_text("1 chat imported").last).to_be_visible()
+    expect(page).not_to_have_url(first)
+    expect(page.get_by_role("heading", name="A # title")).to_be_visible()
+    expect(questions(page)).to_have_count(1)
+    expect(questions(page)).to_contain_text("Show me an export")
+    expect(answers(page)).to_have_count(1)
+    assert words_of(answers(page).last).inner_text() == shown
+    expect(versions).to_have_count(0)
+    page.get_by_role("button", name="Chat settings").first.click()
+    sheet = page.get_by_role("dialog", name="Chat settings")
+    expect(sheet.get_by_label("System prompt")).to_have_value("Be exact.")

@@ -415,15 +415,47 @@ def test_a_conversation_as_markdown(talk: Talk) -> None:
     got = talk.browser.get(f"{CHATS}/{conversation}/export?format=markdown")
     assert got.headers["content-type"] == "text/markdown; charset=utf-8"
     assert got.headers["content-disposition"] == 'attachment; filename="My-title-x.md"'
-    assert got.text == (
-        "# My *title*/../x\n\n## System\n\nBe brief.\n\n"
-        f"## User\n\nOne\n\n## Assistant\n\n{TEXT}\n\n"
-        f"## User\n\nFile `a.md`:\n\n`````\n````\nx\n`````\n\nTwo\n\n## Assistant\n\n{TEXT}\n"
-    )
+    text, shown = got.text, talk.whole(conversation)
+    assert "## User\n\nOne\n\n" in text and "\n\n`````\n````\nx\n`````\n\n" in text
+    assert text.count(TEXT) == 2
+    assert talk.browser.get(f"{CHATS}/{conversation}/export?format=pdf").status_code == 400
+
+    # It comes in again, without the other branch.
+    both = {"conversations": [{"markdown": text}, {"title": "sound"}]}
+    added, _ = talk.browser.post("/api/chat/import", both).json()["conversations"]
+    for one in shown["messages"]:
+        one["usage"] = None
+    branch = [one for one in shown["messages"] if one["parent_id"] != shown["messages"][0]["id"]]
+    branch.insert(1, next(one for one in shown["messages"] if one["id"] == answer))
+    found = talk.whole(added["id"])
+    assert without_ids(found) == without_ids(shown | {"messages": branch})
+    assert found["leaf_id"] == found["messages"][-1]["id"]
     empty = talk.browser.post(CHATS, {}).json()["id"]
-    got = talk.browser.get(f"{CHATS}/{empty}/export?format=markdown")
-    assert got.text == "# Conversation\n"
-    assert talk.browser.get(f"{CHATS}/{empty}/export?format=pdf").status_code == 400
+    text = talk.browser.get(f"{CHATS}/{empty}/export?format=markdown").text
+    assert text.startswith("# Conversation\n")
+    [added] = talk.browser.post("/api/chat/import", {"conversations": [{"markdown": text}]}).json()[
+        "conversations"
+    ]
+    assert without_ids(talk.whole(added["id"])) == without_ids(talk.whole(empty))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"markdown": "# Notes"}, "is no Markdown that was exported here"),
+        ({"markdown": "<!-- dsv2 chat -->\n\n<!-- dsv2 x -->"}, "cannot be read at part 2"),
+        ({"markdown": '<!-- dsv2 chat {"owner": 1} -->'}, "Extra inputs"),
+        ({"markdown": "<!-- dsv2 chat -->\n\n<!-- dsv2 assistant -->"}, "an answer follows"),
+        ({"markdown": 5}, "allowed is a text"),
+        ({"markdown": "<!-- dsv2 chat -->", "title": "x"}, "nothing beside it"),
+    ],
+)
+def test_markdown_that_is_refused(talk: Talk, given: Any, reason: str) -> None:
+    answer = talk.browser.post("/api/chat/import", {"conversations": [{"title": "x"}, given]})
+    assert answer.status_code in (400, 422)
+    error = answer.json()["error"]
+    assert error["param"].startswith("conversations[1]") and reason in error["message"]
+    assert talk.browser.get(CHATS).json()["conversations"] == []
 
 
 # The fill-in view.

@@ -125,9 +125,10 @@ export function chatRoutes(world: World): Routes {
         return;
       }
       const text = found.messages
-        .map(({ role, content }) => `## ${role}\n\n${content}\n`)
+        .map(({ role, content }) => `<!-- dsv2 ${role} -->\n## ${role}\n\n${content}\n`)
         .join('\n');
-      sendFile(response, 'chat.md', 'text/markdown', `# ${found.title}\n\n${text}`);
+      const head = `# ${found.title}\n\n<!-- dsv2 chat -->\n\n`;
+      sendFile(response, 'chat.md', 'text/markdown', head + text);
     },
     'GET /api/chat/export': ({ response }) => {
       const all = { conversations: [...world.conversations.values()] };

@@ -2,7 +2,7 @@
 
 import { importConversations } from '$lib/api/chat';
 import { ApiError } from '$lib/api/http';
-import { addAll, reasonOf, type Outcome, type Refusal } from '$lib/chat/archive';
+import { addAll, contentOf, reasonOf, type Outcome, type Refusal } from '$lib/chat/archive';
 import { conversations } from '$lib/chat/list.svelte';
 import { megabytes } from '$lib/format';
 import { locale, t, tn } from '$lib/i18n/i18n.svelte';
@@ -31,11 +31,9 @@ class Importing {
   }
 
   async #read(file: File): Promise<void> {
-    let content: unknown;
-    try {
-      content = JSON.parse(await file.text());
-    } catch {
-      toasts.error(t('import.notJson', { name: file.name }));
+    const content = contentOf(await file.text());
+    if (content === undefined) {
+      toasts.error(t('import.unknown', { name: file.name }));
       return;
     }
     try {

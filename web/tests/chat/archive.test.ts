@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { addAll, group, GROUP_BYTES, reasonOf } from '$lib/chat/archive';
+import { addAll, contentOf, group, GROUP_BYTES, reasonOf } from '$lib/chat/archive';
 import { ApiError } from '$lib/api/http';
 import type { ConversationSummary } from '$lib/api/types';
 
@@ -8,6 +8,19 @@ type Chat = ReturnType<typeof chat>;
 const titles = (some: unknown[]) => some.map((one) => (one as Chat).title);
 const bytes = (some: unknown[]) =>
   new TextEncoder().encode(JSON.stringify({ conversations: some })).length;
+
+describe('what a file has', () => {
+  test('is told by its text, whatever it is called', () => {
+    expect(contentOf('{"conversations": []}')).toEqual({ conversations: [] });
+    const head = '<!-- dsv2 chat {"tags": ["a"]} -->';
+    for (const text of [`# A\n\n${head}\n`, `# A\r\n\r\n${head}\r\n`, '<!-- dsv2-12 chat -->']) {
+      expect(contentOf(text)).toEqual({ conversations: [{ markdown: text }] });
+    }
+    for (const text of ['', '# A\n\n## User\n\nHi', ` ${head}`, '<!-- dsv2 user -->', '{']) {
+      expect(contentOf(text)).toBeUndefined();
+    }
+  });
+});
 
 describe('a file is cut', () => {
   const inGroups = (all: unknown[], most: number) =>
@@ -36,6 +49,8 @@ describe('a file is cut', () => {
 
   test('whatever is in it', () => {
     expect(inGroups([null, 3, { title: 4 }, { title: 'a' }], 1000)).toEqual([['', '', '', 'a']]);
+    const written = [{ markdown: '# My chat\n\n# x' }, { markdown: '#' }];
+    expect(inGroups(written, 1000)).toEqual([['My chat', '']]);
   });
 });
 

@@ -4,23 +4,26 @@
 |---|---|---|
 | GET ``/api/chat/conversations/{id}/export`` | signed in | one as JSON, or its branch as Markdown |
 | GET ``/api/chat/export`` | signed in | all as JSON |
-| POST ``/api/chat/import`` | signed in | add those of a JSON export, all or none |
+| POST ``/api/chat/import`` | signed in | add those of exports, all or none |
 
-JSON is ``{"conversations": [...]}`` in both, each whole. Imported ones are the importer's, with
-ids of their own; an answer that was running is interrupted.
+JSON is ``{"conversations": [...]}`` in both, each whole; in an import one may be ``{"markdown":
+"..."}``, with the text of its Markdown. Imported ones are the importer's, with ids of their own; an
+answer that was running is interrupted.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Connection
 
+from dsv2.service.chats.markdown import conversation_in, markdown_of
 from dsv2.service.chats.params import Params, SiteBody, checked_params
 from dsv2.service.chats.shapes import conversation_shape, heading_shape
 from dsv2.service.inference.answers import encode
@@ -32,7 +35,7 @@ from dsv2.service.serving import Models
 from dsv2.service.store import chat_archive, chat_messages, chats
 from dsv2.service.store.chat_archive import Archived
 from dsv2.service.store.chat_messages import AnswerUsage, Attachment, Failure, Message
-from dsv2.service.store.chats import Conversation, Heading
+from dsv2.service.store.chats import Heading
 from dsv2.service.store.errors import FieldError, NotFoundError
 from dsv2.service.web.deps import SignedIn
 from dsv2.service.web.errors import ApiError
@@ -95,8 +98,8 @@ class ArchivedConversation(SiteBody):
     id: str = ""
     title: str = ""
     tags: Many[str] = []  # noqa: RUF012 - pydantic copies it
-    created_at: int = 0
-    updated_at: int = 0
+    created_at: int | None = None
+    updated_at: int | None = None
     is_pinned: bool = False
     system: str = ""
     params: Params = Params()
@@ -104,10 +107,35 @@ class ArchivedConversation(SiteBody):
     messages: Many[ArchivedMessage] = []  # noqa: RUF012 - pydantic copies it
 
 
+class ArchivedMarkdown(SiteBody):
+    """The branch of a conversation as it was exported to be read."""
+
+    markdown: str
+
+
+def _read(given: Any) -> Any:
+    """What is in Markdown as it would be in JSON."""
+    if not isinstance(given, dict) or "markdown" not in given:
+        return given
+    text = given["markdown"]
+    if len(given) > 1 or not isinstance(text, str):
+        raise PydanticCustomError("markdown", "allowed is a text, and nothing beside it")
+    try:
+        return conversation_in(text)
+    except ValueError as error:
+        raise PydanticCustomError("markdown", "{reason}", {"reason": str(error)}) from error
+
+
+_Conversation = Annotated[
+    ArchivedConversation,
+    BeforeValidator(_read, json_schema_input_type=ArchivedConversation | ArchivedMarkdown),
+]
+
+
 class Archive(SiteBody):
     """Some conversations."""
 
-    conversations: Annotated[Many[ArchivedConversation], Field(max_length=chats.MAX_CONVERSATIONS)]
+    conversations: Annotated[Many[_Conversation], Field(max_length=chats.MAX_CONVERSATIONS)]
 
 
 @router.get("/conversations/{conversation_id}/export")
@@ -152,7 +180,7 @@ async def import_conversations(
 ) -> Any:
     """Add conversations; where one is malformed, none is, and the answer names the place."""
     archived = [
-        _archived(one, f"conversations[{place}]", runs.inference.models)
+        _archived(one, f"conversations[{place}]", runs.inference.models, now=office.clock())
         for place, one in enumerate(body.conversations)
     ]
 
@@ -170,8 +198,8 @@ async def import_conversations(
     return {"conversations": [heading_shape(one) for one in await office.write(add)]}
 
 
-def _archived(given: ArchivedConversation, place: str, models: Models) -> Archived:
-    """A conversation for the store.
+def _archived(given: ArchivedConversation, place: str, models: Models, *, now: int) -> Archived:
+    """A conversation for the store; one without dates is of now.
 
     Its model may be one of another server's; then the user is told when the next answer is wanted.
     """
@@ -183,7 +211,8 @@ def _archived(given: ArchivedConversation, place: str, models: Models) -> Archiv
         raise ApiError(400, f"{place}.{error}", param=param) from error
     return Archived(
         given.title, given.tags, given.system, params.model_dump(exclude_none=True),
-        given.is_pinned, given.created_at, given.updated_at, given.leaf_id,
+        given.is_pinned, now if given.created_at is None else given.created_at,
+        now if given.updated_at is None else given.updated_at, given.leaf_id,
         [one.message for one in given.messages],
     )  # fmt: skip
 
@@ -214,29 +243,3 @@ def _whole(user_id: str, conversation_id: str) -> Any:
 def _attached(content: bytes, name: str, media_type: str) -> Response:
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type=media_type, headers=headers)
-
-
-def markdown_of(conversation: Conversation, messages: Sequence[Message]) -> str:
-    """The branch of a conversation that is shown, as Markdown."""
-    known = {message.id: message for message in messages}
-    place = known.get(conversation.leaf_id or "", messages[-1] if messages else None)
-    branch: list[Message] = []
-    while place is not None:
-        branch.append(place)
-        place = known.get(place.parent_id or "")
-    parts = [f"# {conversation.title or 'Conversation'}"]
-    if conversation.system:
-        parts += ["## System", conversation.system]
-    for message in reversed(branch):
-        parts.append("## User" if message.role == "user" else "## Assistant")
-        parts += [f"File `{file.name}`:\n\n{_fenced(file.text)}" for file in message.attachments]
-        if message.content:
-            parts.append(message.content)
-    return "\n\n".join(parts) + "\n"
-
-
-def _fenced(text: str) -> str:
-    """A text in a fence that nothing in it can close."""
-    longest = max(map(len, re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"

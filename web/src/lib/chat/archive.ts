@@ -36,6 +36,18 @@ export interface Course {
   isOver?: () => boolean;
 }
 
+/** The line from which on a file of Markdown is a conversation, as the server writes it. */
+const MARKDOWN = /^<!-- dsv2(-\d+)? chat .*-->\r?$/m;
+
+/** What an exported file has: JSON as it is, Markdown as JSON that holds it; else nothing. */
+export function contentOf(text: string): unknown {
+  try {
+    return JSON.parse(text) as unknown;
+  } catch {
+    return MARKDOWN.test(text) ? { conversations: [{ markdown: text }] } : undefined;
+  }
+}
+
 /** Conversations in their order, as many together as stay within `most` bytes, and at least one. */
 export function group(conversations: readonly unknown[], most = GROUP_BYTES): Entry[][] {
   const encoder = new TextEncoder();
@@ -104,6 +116,7 @@ export function reasonOf(error: ApiError): string {
 }
 
 function titleOf(value: unknown): string {
-  const title: unknown = Object(value) === value ? (value as { title?: unknown }).title : '';
+  const { title, markdown } = Object(value) as { title?: unknown; markdown?: unknown };
+  if (typeof markdown === 'string') return /^# (.*)$/m.exec(markdown)?.[1]?.trim() ?? '';
   return typeof title === 'string' ? title : '';
 }

@@ -49,7 +49,8 @@ export const chat = {
   'import.done.other': '{n} chats imported',
   'import.progress': '{n} of {of} chats',
   'import.stop': 'Stop',
-  'import.notJson': '{name} is not a JSON file',
+  'import.unknown':
+    '{name} is not a file of chats. JSON or Markdown is expected, as this site exports it.',
   'import.without.one': '{n} chat was refused',
   'import.without.other': '{n} chats were refused',
   'import.refused': '“{title}”: {reason}',

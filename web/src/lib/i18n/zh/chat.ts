@@ -48,7 +48,7 @@ export const chat = {
   'import.done.other': '已导入 {n} 个对话',
   'import.progress': '已处理 {n} 个对话，共 {of} 个',
   'import.stop': '停止',
-  'import.notJson': '{name} 不是 JSON 文件',
+  'import.unknown': '{name} 不是对话文件，请选择本站导出的 JSON 或 Markdown 文件。',
   'import.without.one': '{n} 个对话未被接受',
   'import.without.other': '{n} 个对话未被接受',
   'import.refused': '“{title}”：{reason}',
