@@ -3,7 +3,7 @@ import { en } from '$lib/i18n/en';
 import { chat as enChat } from '$lib/i18n/en/chat';
 import { platform as enPlatform } from '$lib/i18n/en/platform';
 import { shell as enShell } from '$lib/i18n/en/shell';
-import { fillIn, setLocale, systemLocale, t, tn } from '$lib/i18n/i18n.svelte';
+import { fillIn, setLocale, systemLocale, t, tn, word } from '$lib/i18n/i18n.svelte';
 import { zh } from '$lib/i18n/zh';
 
 const slots = (text: string) => [...text.matchAll(/\{(\w+)\}/g)].map((found) => found[1]).sort();
@@ -40,6 +40,12 @@ test('values are filled in, and unknown ones stay', () => {
   expect(fillIn('{a} and {b}', { a: 1 })).toBe('1 and {b}');
   expect(fillIn('{constructor}', {})).toBe('{constructor}');
   expect(fillIn('{a}', { a: '{b}', b: 'x' })).toBe('{b}');
+});
+
+test('a word without a text stays as it is', () => {
+  expect(word('finish', 'stop')).toBe('the model');
+  expect(word('finish', 'toString')).toBe('toString');
+  expect(word('origin', 'charge', { model: 'pocket' })).toBe('Request to pocket');
 });
 
 test('the language can be changed', async () => {

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from dsv2.engine.request import Limits, Request
 from dsv2.service.worker.wire import Stats, Tokens
@@ -172,6 +172,14 @@ class Caller:
         return self.models is None or model in self.models
 
 
+Finish = Literal[
+    "stop", "length", "tool_calls", "cancelled", "disconnect", "dropped", "error", "shutdown"
+]  # fmt: skip
+"""How a request has ended, in one word for the books: ``cancelled`` is one whose client has left or
+has stopped it, ``disconnect`` one whose client left before it began, ``dropped`` one whose client
+did not read."""
+
+
 class Ticket(Protocol):
     """A request that was let in: its money is held, and it counts against the limits.
 
@@ -191,7 +199,7 @@ class Ticket(Protocol):
         """The answer as it goes out, to be had again by its idempotency key; before ``close``."""
         ...
 
-    async def close(self, finish: str) -> None:
+    async def close(self, finish: Finish) -> None:
         """Charge what was noted, exactly once, and give the rest back; later calls do nothing.
 
         Nothing noted means that nothing was done, and nothing is charged. It is shielded from the

@@ -118,6 +118,10 @@ def test_a_request_is_refunded_once(admin: Client, person: Person, store: Store)
         assert admin.post("/api/admin/requests/r1/refund").json()["refunded"] == 200
     balance = admin.get(f"/api/admin/users/{person.id}").json()["balance"]
     assert balance["total"] == 1000
+    moved = admin.get(f"/api/admin/users/{person.id}/transfers").json()["transfers"]
+    assert [(row["kind"], row["model"]) for row in moved[:3]] == [
+        ("refund", "tiny"), ("charge", "tiny"), ("top_up", None),
+    ]  # fmt: skip
     assert admin.post("/api/admin/requests/r2/refund").status_code == 404
     assert admin.post("/api/admin/verify").json() == {"sound": True, "problems": []}
 

@@ -430,7 +430,7 @@ def test_the_log_tells_who_did_what(store: Store) -> None:
         who = customer(db)
         keys.revoke_key(db, who.account_id, who.key_id, actor="admin", now=NOW + 1)
         detail = {"word": "é\u2028", "n": 1}
-        audit.record(db, actor="x", action="a.b", subject="s", detail=detail, now=NOW)
+        audit.record(db, actor="x", action="data.export", subject="s", detail=detail, now=NOW)
         first, second = audit.entries_of(db, who.key_id)
         assert (first.actor, first.action, first.at) == ("admin", "key.revoke", NOW + 1)
         assert (second.actor, second.action) == (who.user_id, "key.create")

@@ -293,7 +293,7 @@ export class World {
       });
     });
     const kinds = [
-      ['grant', 'sign-up', 'granted', 5_000_000],
+      ['grant', 'sign-up:acct_1', 'granted', 5_000_000],
       ['top_up', 'admin:receipt-1041', 'paid', 20_000_000],
       ['charge', 'charge:req', 'spent', 1_240],
     ] as const;
@@ -310,6 +310,7 @@ export class World {
         memo: kind === 'top_up' ? 'Invoice 1041' : '',
         created_at: now - i * 5 * 3_600_000,
         moves,
+        model: kind === 'charge' ? MODELS[0]!.name : null,
       });
     }
     this.codes.push(
@@ -362,7 +363,7 @@ export class World {
         at: now - i * 7_200_000,
         actor: this.users[0]!.id,
         actor_email: this.users[0]!.email,
-        action: ['key.create', 'user.status', 'price.set', 'ledger.deposit', 'setting.change'][
+        action: ['key.create', 'user.status', 'price.set', 'account.top_up', 'setting.change'][
           i % 5
         ]!,
         subject: this.users[i % 8]!.id,

@@ -14,7 +14,8 @@ import { isOurs, match } from '$lib/router/match';
 import { actionOf, keysOf, SHORTCUTS } from '$lib/shortcuts';
 import { findPage } from '../../src/routes';
 import { toForm, toLimits } from '../../src/views/account/keyLimits';
-import { changeOf } from '../../src/views/account/transfers';
+import { factsOf, subjectOf } from '../../src/views/admin/auditing';
+import { changeOf, reasonOf } from '../../src/views/account/transfers';
 import { readSetting, writeSetting } from '../../src/views/admin/settings';
 import { EXAMPLES } from '../../src/views/fill/examples';
 import { cutPieces } from '../../src/views/fill/pieces';
@@ -157,6 +158,39 @@ describe('a key’s limits', () => {
 test('a transfer’s change is what the balance grew by', () => {
   expect(changeOf({ moves: { granted: -5, spent: 5 } })).toBe(-5);
   expect(changeOf({ moves: { issued: -7, paid: 7 } })).toBe(7);
+});
+
+test('a transfer’s reason is told in words, and its name is kept', () => {
+  const reason = (cause: string, model: string | null = null, memo = '') =>
+    reasonOf({ cause, model, memo });
+  expect(reason('charge:req_1', 'pocket')).toEqual({ text: 'Request to pocket', id: 'req_1' });
+  expect(reason('refund:req_1', 'pocket').text).toBe('Request to pocket');
+  expect(reason('charge:req_1')).toEqual({ text: 'charge:req_1', id: 'req_1' });
+  expect(reason('redeem:code_1:acct_1').text).toBe('Redemption code');
+  expect(reason('admin:x', null, 'Invoice 7')).toEqual({ text: 'Invoice 7', id: 'admin:x' });
+  expect(reason('elsewhere').text).toBe('elsewhere');
+});
+
+test('a line of the audit log is told in words', () => {
+  const facts = (action: string, detail: unknown, subject = '') =>
+    factsOf({ action, subject, detail }, (micro) => `$${micro / 1e6}`);
+  expect(facts('account.grant', { amount: 5_000_000, cause: 'sign-up:x' })).toBe('$5');
+  expect(facts('account.withdraw', { amount: 1_000_000, book: 'paid', cause: 'x' })).toBe(
+    '$1 · Paid in',
+  );
+  expect(facts('user.create', { role: 'admin', unlimited: false })).toBe('Administrator');
+  expect(facts('user.status', { status: 'suspended' })).toBe('suspended');
+  expect(facts('price.set', { version: 2, input: 2e6, cached_input: 0, output: 3e6 })).toBe(
+    'Input $2 · Input from the cache $0 · Output $3',
+  );
+  expect(facts('setting.change', { value: 2e6 }, 'sign_up_grant')).toBe('$2');
+  expect(facts('setting.change', { value: 86_400_000 }, 'session_ms')).toBe('1');
+  expect(facts('setting.change', { value: null }, 'max_concurrent')).toBe('no limit');
+  expect(facts('setting.change', { value: false }, 'sign_up_open')).toBe('no');
+  expect(facts('data.export', { folder: 'x' })).toBe('');
+  expect(facts('x', 'text')).toBe('');
+  expect(subjectOf({ action: 'setting.change', subject: 'currency' })).toBe('Currency');
+  expect(subjectOf({ action: 'user.role', subject: 'user_1' })).toBe('');
 });
 
 test('settings come back as they were', () => {

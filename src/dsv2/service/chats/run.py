@@ -24,7 +24,7 @@ from dsv2.service.inference.generation import Generation, Piece
 from dsv2.service.inference.logprobs import chat_entries
 from dsv2.service.platform.store_errors import api_error_of
 from dsv2.service.platform.writer import Work, Writer
-from dsv2.service.serving import Caller, Ticket
+from dsv2.service.serving import Caller, Finish, Ticket
 from dsv2.service.store import chat_answers, chat_messages, chats
 from dsv2.service.store.chat_answers import Outcome, Progress
 from dsv2.service.store.chat_messages import INTERRUPTED, AnswerUsage, Failure, Lease, Message
@@ -197,7 +197,7 @@ class Run:
         inference = self._around.inference
         choices = inference.choices_of(job, self._caller)
         ticket: Ticket = await inference.admit(job, self._caller)
-        finish = "cancelled"
+        finish: Finish = "cancelled"
         try:
             generation = Generation(job.model.engine, choices, ticket)
             try:
@@ -309,6 +309,8 @@ _BY_CODE = {
     "context_length_exceeded": "context_length", "engine_unavailable": "engine_lost",
     "overloaded": "overloaded", "queue_timeout": "overloaded",
 }  # fmt: skip
+FAILURES = frozenset({*_BY_STATUS.values(), *_BY_CODE.values(), "failed", INTERRUPTED[0]})
+"""The site's words for why an answer has failed."""
 
 
 def failure_of(error: ApiError) -> Failure:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from dsv2.engine.request import Request
 from dsv2.service.inference.answers import CallDelta, Usage, usage_of
 from dsv2.service.inference.tool_stream import AnswerReader, Told
-from dsv2.service.serving import Canceller, Engine, Ticket
+from dsv2.service.serving import Canceller, Engine, Finish, Ticket
 from dsv2.service.worker.wire import Logprobs, Tokens, join
 from dsv2.shapes import BLOCK_SIZE
 
@@ -174,13 +174,12 @@ class Generation:
         return usage_of(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
 
     @property
-    def finish(self) -> str:
+    def finish(self) -> Finish:
         """Why the request has ended, in one word for the books."""
         reasons = {choice.finish for choice in self.choices}
-        for reason in ("length", "tool_calls"):
-            if reason in reasons:
-                return reason
-        return "stop"
+        if "length" in reasons:
+            return "length"
+        return "tool_calls" if "tool_calls" in reasons else "stop"
 
     async def next(self) -> list[Piece]:
         """Wait for something and take it all; nothing after :meth:`nudge`.

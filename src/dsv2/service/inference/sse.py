@@ -22,7 +22,7 @@ from dsv2.service.inference.answers import Usage, encode
 from dsv2.service.inference.failures import as_api_error, queue_timeout
 from dsv2.service.inference.generation import Choice, Generation, Piece
 from dsv2.service.inference.pace import Pace
-from dsv2.service.serving import Engine, Ticket
+from dsv2.service.serving import Engine, Finish, Ticket
 from dsv2.service.web.app import answer_of
 from dsv2.service.web.error_shapes import body_at
 from dsv2.service.web.errors import ApiError
@@ -163,7 +163,7 @@ class GenerationResponse(Response):
         except ApiError as error:
             await answer_of(error, scope)(scope, receive, send)
             return
-        finish = "cancelled"
+        finish: Finish = "cancelled"
         try:
             generation = Generation(self._engine, self._choices, ticket)
             connection = _Connection(
@@ -189,7 +189,7 @@ class GenerationResponse(Response):
         finally:
             await (self._closing or ticket.close(finish))
 
-    async def _run(self, generation: Generation, connection: _Connection, ticket: Ticket) -> str:
+    async def _run(self, generation: Generation, connection: _Connection, ticket: Ticket) -> Finish:
         """Everything up to the end of the body; why it has ended."""
         writer = self._writer
 

@@ -20,7 +20,7 @@ from dsv2.service.platform.idempotent import AnsweredError, Attempt, streamed_be
 from dsv2.service.platform.rates import Limiter, Passage
 from dsv2.service.platform.store_errors import api_error_of, unauthorized
 from dsv2.service.platform.writer import Writer
-from dsv2.service.serving import Caller, Rates
+from dsv2.service.serving import Caller, Finish, Rates
 from dsv2.service.store import reservations
 from dsv2.service.store.checks import SECOND, new_id, now_ms
 from dsv2.service.store.errors import (
@@ -47,7 +47,7 @@ class _Ending:
 
     request_id: str
     usage: Usage
-    finish: str
+    finish: Finish
     now: int
     kept: Kept | None = None
 
@@ -94,7 +94,7 @@ class StoreTicket:
         """
         self._answer = Answer(status, content_type, body)
 
-    async def close(self, finish: str) -> None:
+    async def close(self, finish: Finish) -> None:
         """Charge what was noted, once, and give the rest back.
 
         Where the database does not take it, the outbox keeps it; where that cannot be written

@@ -120,7 +120,7 @@ def transfer_shape(row: Transfer) -> dict[str, Any]:
     """A transfer as its account's owner sees it: who among the operators did it is not told."""
     return {
         "id": row.id, "kind": row.kind, "cause": row.cause, "memo": row.memo,
-        "created_at": row.created_at, "moves": dict(row.moves),
+        "created_at": row.created_at, "moves": dict(row.moves), "model": row.model,
     }  # fmt: skip
 
 

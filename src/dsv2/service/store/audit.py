@@ -10,11 +10,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from dsv2.service.store.checks import check_integer, check_text
+from dsv2.service.store.checks import check_choice, check_integer, check_text
 from dsv2.service.store.models import audit_log
 
 SYSTEM = "system"
 """The actor of what nobody asked for: sign-up grants, recovery, the command line's set-up."""
+ACTIONS = (
+    "user.create", "user.password", "user.role", "user.status", "session.open",
+    "account.active", "account.suspended", "account.grant", "account.top_up", "account.withdraw",
+    "key.create", "key.limit", "key.rename", "key.revoke", "code.create", "code.revoke",
+    "price.set", "setting.change", "data.export",
+)  # fmt: skip
+"""A noun, a point and a verb; the site has a text for each."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class AuditEntry:
         id: rising.
         at: milliseconds since 1970.
         actor: id of a user, or ``SYSTEM``.
-        action: a noun, a point and a verb, such as ``key.revoke``.
+        action: one of ``ACTIONS``.
         subject: id of what it was done to.
         detail: JSON-compatible facts, never a secret.
     """
@@ -51,7 +58,7 @@ def record(
     row = {
         "at": now,
         "actor": check_text("actor", actor),
-        "action": check_text("action", action),
+        "action": check_choice("action", action, ACTIONS),
         "subject": check_text("subject", subject),
         "detail": json.dumps(detail or {}, ensure_ascii=True, sort_keys=True),
     }

@@ -29,7 +29,15 @@ from dsv2.service.store.errors import (
     NotFoundError,
     SuspendedError,
 )
-from dsv2.service.store.models import BOOKS, MAX_ISSUED, STATUSES, accounts, entries, transfers
+from dsv2.service.store.models import (
+    BOOKS,
+    MAX_ISSUED,
+    STATUSES,
+    accounts,
+    entries,
+    reservations,
+    transfers,
+)
 from dsv2.service.store.prices import split
 from dsv2.service.store.settings import load_settings
 
@@ -110,6 +118,7 @@ class Transfer:
         memo: a remark.
         created_at: milliseconds since 1970.
         moves: micro-units by book, summing to zero.
+        model: of the request that a charge or a refund is for.
     """
 
     id: int
@@ -120,6 +129,7 @@ class Transfer:
     memo: str
     created_at: int
     moves: Mapping[str, int]
+    model: str | None = None
 
 
 def open_account(db: Connection, *, now: int, unlimited: bool = False) -> str:
@@ -373,6 +383,10 @@ def _with_moves(db: Connection, rows: Any) -> list[Transfer]:
     if moves:
         for line in db.execute(sa.select(entries).where(entries.c.transfer_id.in_(moves))):
             moves[line.transfer_id][line.book] = line.amount
+    requests = {row.cause: row.cause[7:] for row in rows if row.cause.startswith(_OF_REQUESTS)}
+    columns = reservations.c
+    asked = sa.select(columns.id, columns.model).where(columns.id.in_(list(requests.values())))
+    models = {row.id: row.model for row in db.execute(asked)} if requests else {}
     return [
         Transfer(
             row.id,
@@ -383,6 +397,7 @@ def _with_moves(db: Connection, rows: Any) -> list[Transfer]:
             row.memo,
             row.created_at,
             moves[row.id],
+            models.get(requests.get(row.cause, "")),
         )
         for row in rows
     ]

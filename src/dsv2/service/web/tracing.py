@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv2.service.platform.idempotent import Attempt
-from dsv2.service.serving import Admission, Caller, Ticket
+from dsv2.service.serving import Admission, Caller, Finish, Ticket
 from dsv2.service.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class _TracedTicket:
     def keep(self, status: int, content_type: str, body: bytes) -> None:
         self._ticket.keep(status, content_type, body)
 
-    async def close(self, finish: str) -> None:
+    async def close(self, finish: Finish) -> None:
         if self._counts is not None:
             prompt, cached, completion = self._counts
             self._span.set_attribute("gen_ai.usage.input_tokens", prompt)

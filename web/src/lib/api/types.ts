@@ -142,6 +142,8 @@ export interface Transfer {
   memo: string;
   created_at: number;
   moves: Record<string, number>;
+  /** Of the request that a charge or a refund is for. */
+  model: string | null;
   actor?: string;
 }
 

@@ -43,6 +43,12 @@ export function tn(key: PluralKey, n: number, values?: Values): string {
   return fillIn(catalogue[`${key}.${form}` as Key], { n: n.toLocaleString(current), ...values });
 }
 
+/** One of the server's words, such as a state; one that has no text stays as it is. */
+export function word(group: string, value: string, values?: Values): string {
+  const key = `${group}.${value}`;
+  return Object.hasOwn(catalogue, key) ? t(key as Key, values) : value;
+}
+
 export function fillIn(text: string, values: Values = {}): string {
   return text.replace(/\{(\w+)\}/g, (whole, name: string) =>
     Object.hasOwn(values, name) ? String(values[name]) : whole,
