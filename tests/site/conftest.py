@@ -89,7 +89,7 @@ def platform(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             with store.write() as db:
                 now = now_ms()
                 add_user(db, ADMIN, now=now, password_hash=hashed, role="admin", unlimited=True)
-                change_setting(db, "sign_up_grant", 0, actor="test", now=now)
+                change_setting(db, "sign_up_grant", 0, actor="cli", now=now)
         yield server
 
 

@@ -98,13 +98,13 @@ def settled(server: Running) -> World:
                 users.add_user(db, email, now=now - 34 * DAY, password_hash=hashed)
                 for email in ("ines@example.org", "omar@example.org", "yuki@example.org")
             )
-            users.set_status(db, yuki.id, "suspended", actor="test", now=now)
+            users.set_status(db, yuki.id, "suspended", actor="cli", now=now)
             for one, seed in ((resident, 7), (ines, 8)):
                 _money(db, one.account_id, now)
                 made = _keys(db, one.id, one.account_id, now)
                 _usage(db, one.account_id, made, now, random.Random(seed))
             for uses in (1, 25):
-                codes.create_code(db, amount=5 * DOLLAR, actor="test", now=now, max_uses=uses)
+                codes.create_code(db, amount=5 * DOLLAR, actor="cli", now=now, max_uses=uses)
     return World(_chats(server), f"/admin/users/{ines.id}")
 
 
@@ -128,7 +128,7 @@ def _money(db: Connection, account: str, now: int) -> None:
     ):
         ledger.deposit(
             db, account, book=book, amount=dollars * DOLLAR, cause=f"{memo} {account}",
-            actor="test", now=now - days * DAY, memo=memo,
+            actor="cli", now=now - days * DAY, memo=memo,
         )  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _keys(db: Connection, user: str, account: str, now: int) -> list[str]:
             db, account_id=account, user_id=user, name=name, now=now - 30 * DAY, limits=limits
         )
         ids.append(key.id)
-    keys.revoke_key(db, account, ids[-1], actor="test", now=now)
+    keys.revoke_key(db, account, ids[-1], actor="cli", now=now)
     return ids[:2]
 
 

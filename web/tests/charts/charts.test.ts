@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import type { DailyUsage, EngineState } from '$lib/api/types';
 import { pointOf } from '$lib/charts/rates';
-import { everyNth, niceCeiling, ticks } from '$lib/charts/scale';
+import { everyNth, niceCeiling, roomFor, ticks } from '$lib/charts/scale';
 import { MOST_SERIES, seriesOf } from '$lib/charts/series';
 
 test.each([
@@ -31,6 +31,12 @@ test('labels leave room, and the last is always there', () => {
   const shown = Array.from({ length: 30 }, (_, i) => i).filter(everyNth(30, 6));
   expect(shown.length).toBeLessThanOrEqual(6);
   expect(shown.at(-1)).toBe(29);
+});
+
+test('wider labels leave room for fewer', () => {
+  expect(roomFor(Array<string>(30).fill('Nov 27'), 600)).toBe(10);
+  expect(roomFor(Array<string>(30).fill('11月27日'), 600)).toBe(8);
+  expect(roomFor([], 600)).toBe(100);
 });
 
 const row = (day: string, model: string, tokens: number): DailyUsage => ({

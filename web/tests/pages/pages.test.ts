@@ -179,6 +179,9 @@ test('a line of the audit log is told in words', () => {
     '$1 · Paid in',
   );
   expect(facts('user.create', { role: 'admin', unlimited: false })).toBe('Administrator');
+  expect(facts('code.create', { amount: 5e6, book: 'granted', max_uses: 25 })).toBe(
+    '$5 · Granted · good for 25 uses',
+  );
   expect(facts('user.status', { status: 'suspended' })).toBe('suspended');
   expect(facts('price.set', { version: 2, input: 2e6, cached_input: 0, output: 3e6 })).toBe(
     'Input $2 · Input from the cache $0 · Output $3',

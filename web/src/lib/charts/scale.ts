@@ -15,6 +15,14 @@ export function ticks(value: number, steps = 4): number[] {
   return Array.from({ length: count + 1 }, (_, i) => step * i);
 }
 
+/** How many labels of an axis find room in so many pixels; the last one ends where the axis does. */
+export function roomFor(labels: readonly string[], width: number): number {
+  const widths = labels.map((label) =>
+    [...label].reduce((sum, letter) => sum + (letter < '\u2e80' ? 6 : 11), 0),
+  );
+  return Math.floor(width / (1.5 * Math.max(0, ...widths) + 6));
+}
+
 /** Which of the labels are shown where only so many have room: evenly, and always the last. */
 export function everyNth(n: number, room: number): (i: number) => boolean {
   const step = Math.max(1, Math.ceil(n / Math.max(1, room)));

@@ -1,7 +1,7 @@
 /** Lines of the audit log in words. */
 
 import type { AuditEntry } from '$lib/api/types';
-import { t, word } from '$lib/i18n/i18n.svelte';
+import { t, tn, word } from '$lib/i18n/i18n.svelte';
 import { SETTINGS, writeSetting } from './settings';
 
 type Write = (micro: number) => string;
@@ -26,7 +26,7 @@ export function factsOf(
   };
   add('amount', (value) => money(Number(value)));
   add('book', (value) => word('balance', String(value)));
-  add('max_uses', (value) => `${t('codes.maxUses')}: ${String(value)}`);
+  add('max_uses', (value) => tn('audit.uses', Number(value)));
   add('role', (value) => word('role', String(value)));
   add('status', (value) => word('users', String(value)));
   add('unlimited', (value) => (value ? t('users.unlimited') : ''));

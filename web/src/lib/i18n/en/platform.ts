@@ -215,6 +215,8 @@ export const platform = {
   'audit.actor': 'Who',
   'audit.subject': 'Whom or what',
   'audit.detail': 'Detail',
+  'audit.uses.one': 'good for {n} use',
+  'audit.uses.other': 'good for {n} uses',
   'audit.yes': 'yes',
   'audit.no': 'no',
   'actor.system': 'The server',
