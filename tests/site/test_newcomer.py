@@ -189,7 +189,8 @@ def test_chats_are_renamed_tagged_taken_out_and_in_and_deleted(
     tags.get_by_role("button", name="数学").click()
     files = {form: exported(page, title, form) for form in ("Markdown", "JSON")}
     name, content = files["Markdown"]
-    assert name.endswith(".md") and content.decode().startswith(f"# {title}\n\n## User\n\nWhat is")
+    assert name.endswith(".md") and content.decode().startswith(f"# {title}\n\n")
+    assert "\n## User\n\nWhat is" in content.decode()
     name, content = files["JSON"]
     [one] = json.loads(content)["conversations"]
     assert one["title"] == title and one["tags"] == ["arithmetic", "数学"]
@@ -213,7 +214,7 @@ def test_chats_are_renamed_tagged_taken_out_and_in_and_deleted(
     with page.expect_file_chooser() as chooser:
         choose(page, "Import and export", "Import chats")
     chooser.value.set_files(kept)
-    expect(page.get_by_text("is not a JSON file")).to_be_visible()
+    expect(page.get_by_text("is not a file of chats")).to_be_visible()
 
 
 def ask_elsewhere(page: Page) -> None:
