@@ -63,11 +63,8 @@ def card_of(gib: float | None) -> Iterator[float]:
     free = torch.cuda.mem_get_info()[0]
     if gib is not None and free < gib * GIB:
         raise MemoryError(f"{gib:.1f} GiB are wanted, {free / GIB:.1f} are free")
-    ballast = (
-        None
-        if gib is None
-        else torch.empty(int(free - gib * GIB), dtype=torch.uint8, device="cuda")
-    )
+    taken = 0 if gib is None else int(free - gib * GIB)
+    ballast = torch.empty(taken, dtype=torch.uint8, device="cuda") if taken else None
     try:
         yield torch.cuda.mem_get_info()[0] / GIB
     finally:
@@ -102,10 +99,8 @@ def run(case: Case) -> list[dict[str, object]]:
     except MemoryError as error:
         return [row | {"failure": str(error)}]
     if process.returncode:
-        words = [line.strip() for line in err.splitlines() if line.strip()] or [
-            f"exit {process.returncode}"
-        ]
-        return [row | {"failure": words[-1][:200]}]
+        said = err.strip().rpartition("\n")[2] or f"exit {process.returncode}"
+        return [row | {"failure": said[:200]}]
     return [
         row
         | {
@@ -130,13 +125,11 @@ def main(words: Sequence[str] | None = None) -> None:
     if not torch.cuda.is_available():
         parser.error("there is no GPU here")
     rows: list[dict[str, object]] = []
-    shown = 0
     for case in CASES:
         if options.only in (None, case.model):
-            rows += run(case)
-            for row in rows[shown:]:
+            for row in run(case):
                 print(json.dumps(row), flush=True)
-            shown = len(rows)
+                rows.append(row)
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

@@ -166,7 +166,7 @@ def draw(logits: Tensor, temperatures: Tensor | None, seeds: Tensor, positions: 
 def finite_rows(logits: Tensor) -> Tensor:
     """``[L]``: whether a row's numbers are all finite; NaN is the extreme of every row it is in.
 
-    On a CPU numpy says so in a third of torch's time.
+    On a CPU numpy says so, as in :func:`best_tokens`: torch's calls cost more than the work.
     """
     if logits.device.type == "cpu":
         rows = logits.numpy()
