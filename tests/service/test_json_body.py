@@ -71,3 +71,35 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(ApiError, match="model: is missing") as caught:
         validated(ChatBody, {"messages": [{"role": "user", "content": "a"}]})
     assert caught.value.param == "model"
+
+
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [({"prompt": ["x"] * 300}, "prompt", "at most 256"),
+     ({"prompt": [[1]] * 300}, "prompt", "at most 256"),
+     ({"prompt": []}, "prompt", "at least 1"),
+     ({"prompt": [[1], []]}, "prompt[1]", "at least 1"),
+     ({"prompt": ["a", 1]}, "prompt[1]", "valid string"),
+     ({"prompt": [1, "a"]}, "prompt[1]", "valid integer"),
+     ({"prompt": [[1], ["a"]]}, "prompt[1][0]", "valid integer"),
+     ({"prompt": {}}, "prompt", "valid string; or: .* valid list"),
+     ({"prompt": "x", "stop": ["a", 3]}, "stop[1]", "valid string")],
+)  # fmt: skip
+def test_of_several_kinds_the_one_that_was_meant_is_told(
+    fields: dict[str, object], param: str, words: str
+) -> None:
+    """Fault F12."""
+    with pytest.raises(ApiError, match=f": Input .*{words}|: List .*{words}") as caught:
+        validated(CompletionBody, {"model": "m"} | fields)
+    assert caught.value.param == param
+    assert str(caught.value).count("; or: ") == words.count("; or: ")
+
+
+def test_parts_of_messages_are_named_by_their_place() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "x"}}]
+    with pytest.raises(ApiError, match="should be 'text' or 'refusal'") as caught:
+        validated(ChatBody, _CHAT | {"messages": [{"role": "user", "content": parts}]})
+    assert caught.value.param == "messages[0].content[1].type"

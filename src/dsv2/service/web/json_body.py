@@ -171,19 +171,27 @@ def validated(model: type[M], value: Any) -> M:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False)
         # Of a union's branches the one that came farthest is the one that was meant.
-        worst = max(errors, key=_depth)
+        worst = max(errors, key=_reach)
         param = _param(worst, value)
         reasons = [
             "is missing" if one["type"] == "missing" else one["msg"]
             for one in errors
-            if _depth(one) == _depth(worst) and _param(one, value) == param
+            if _reach(one) == _reach(worst) and _param(one, value) == param
         ]
         message = "; or: ".join(dict.fromkeys(reasons))
         raise ApiError(400, f"{param or 'body'}: {message:.300}", param=param) from error
 
 
-def _depth(error: ErrorDetails) -> int:
-    return len(error["loc"])
+def _reach(error: ErrorDetails) -> tuple[int, float]:
+    """How far the reading came: levels, and places in the last list.
+
+    A list that has too many or too few was right up to there, so it came farther than any that
+    stumbled over its first entry.
+    """
+    *_, last = place = error["loc"]
+    if error["type"] in ("too_long", "too_short"):
+        return len(place) + 1, math.inf
+    return len(place), last if isinstance(last, int) else 0
 
 
 def _param(error: ErrorDetails, value: Any) -> str | None:
@@ -201,7 +209,7 @@ def _param(error: ErrorDetails, value: Any) -> str | None:
             break
         if isinstance(value, list) and isinstance(part, int) and part < len(value):
             out, value = f"{out}[{part}]", value[part]
-        else:
+        elif not (isinstance(value, list) and isinstance(part, str)):  # again a branch's name
             break
     return _printable(out)
 
