@@ -178,6 +178,14 @@ def test_fill_in_the_middle(site: Site) -> None:
     )
 
 
+def test_fill_in_the_middle_after_its_echo() -> None:
+    made = make_site(words(TOKENIZER, "a + b"), TOKENIZER)
+    for stream in (False, True):
+        reply = post(made, "/beta/completions", prompt="x = ", suffix=";", echo=True, stream=stream)
+        told = reply.events[:-1] if stream else [reply.json]
+        assert "".join(part["choices"][0]["text"] for part in told) == "x = a + b"
+
+
 def test_many_stops(site: Site) -> None:
     assert post(site, prompt="x", stop=[]).status == 200
     made = make_site(words(TOKENIZER, "one two three"), TOKENIZER)
@@ -196,8 +204,8 @@ def test_many_stops(site: Site) -> None:
      ({"logprobs": -1}, "logprobs"), ({"logprobs": True}, "logprobs"),
      ({"logprobs": 10**6, "echo": True}, "logprobs"), ({"max_tokens": 0}, "max_tokens"),
      ({"best_of": 1, "n": 2}, "best_of"), ({"best_of": 17}, "best_of"),
-     ({"best_of": 2, "stream": True}, "best_of"), ({"suffix": "b", "echo": True}, "suffix"),
-     ({"suffix": "b", "prompt": [1]}, "suffix"),
+     ({"best_of": 2, "stream": True}, "best_of"), ({"suffix": "b", "prompt": [1]}, "suffix"),
+     ({"suffix": "b", "echo": True, "logprobs": 0}, "suffix"),
      ({"prompt": "", "add_special_tokens": False}, "prompt"),
      ({"prompt": "x " * 3000}, "prompt"), ({"use_beam_search": True}, "use_beam_search")],
 )  # fmt: skip

@@ -93,8 +93,11 @@ def _best_of(body: CompletionBody) -> int:
 
 async def _job(identity: str, model: ServedModel, body: CompletionBody) -> Job:
     listed = _listed(body)
-    if body.suffix is not None and (body.echo or not isinstance(listed[0], str)):
-        raise ApiError(400, "suffix: needs a prompt of text, without echo", param="suffix")
+    if body.suffix is not None and not isinstance(listed[0], str):
+        raise ApiError(400, "suffix: needs a prompt of text", param="suffix")
+    if body.suffix is not None and body.echo and body.logprobs is not None:
+        # The model has read the suffix before: they would be of another text than is told.
+        raise ApiError(400, "suffix: cannot be, with both echo and logprobs", param="suffix")
     prompts = [await _ids(prompt, model, body) for prompt in listed]
     per_prompt = _best_of(body)
     is_silent = bool(body.echo) and body.max_tokens == 0
