@@ -256,12 +256,20 @@ def test_without_the_library_a_structure_is_refused(
         ask(llm, Structure("regex", "a"))
 
 
-def test_compiled_structures_are_kept_within_a_bound(llm: LLM) -> None:
+def test_compiled_structures_are_kept_within_a_bound(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fault F20: those that are asked for again and again outlive the others."""
     compiler = llm.engine._structures
     assert isinstance(compiler, StructureCompiler)
+    make, made = compiler._make, list[Structure]()
+    monkeypatch.setattr(compiler, "_make", lambda one: made.append(one) or make(one))
+    often = Structure("regex", "often")
     for number in range(70):
-        pending = compiler.submit(Structure("regex", f"a{{{number + 1}}}"))
-        pending.wait(5)
-        assert pending.result() is not None
+        for structure in (Structure("regex", f"a{{{number + 1}}}"), often):
+            pending = compiler.submit(structure)
+            pending.wait(5)
+            assert pending.result() is not None
     assert len(compiler._compiled) <= 64
+    assert made.count(often) == 1
     assert engine_module._COMPILE_WAIT < 0.1

@@ -116,12 +116,12 @@ class StructureCompiler:
         )
 
     def _compile(self, structure: Structure) -> Matcher:
-        known = self._compiled.get(structure)
+        known = self._compiled.pop(structure, None)
         if known is None:
             known = self._make(structure)
-            self._compiled[structure] = known
-            while len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
+        self._compiled[structure] = known  # the newest: what is asked for again stays
+        while len(self._compiled) > MAX_COMPILED:
+            self._compiled.popitem(last=False)
         return _Matcher(known.deep_copy(), self._source[1])
 
     def _make(self, structure: Structure) -> Any:
