@@ -127,6 +127,63 @@ describe('a conversation', () => {
     expect(open.last?.id).toBe('a3');
   });
 
+  test('does not say twice what has arrived when its answer was lost', async () => {
+    const said = message({ id: 'u2', role: 'user', parent_id: 'a1', content: 'Hi' });
+    const answer = message({ id: 'a3', role: 'assistant', parent_id: 'u2' });
+    let posts = 0;
+    routes['POST /conversations/c/messages'] = () => {
+      posts += 1;
+      throw new TypeError('network');
+    };
+    const open = new OpenConversation(whole([USER, FIRST], 'a1'));
+    await open.send('Hi', []);
+    expect(open.trouble?.error.isOffline).toBe(true);
+    routes['GET /conversations/c'] = () => whole([USER, FIRST, said, answer], 'a3');
+    await open.trouble?.retry();
+    expect(posts).toBe(1);
+    expect(open.trouble).toBeNull();
+    expect(open.path.map(({ id }) => id)).toEqual(['u1', 'a1', 'u2', 'a3']);
+
+    // The same words again, on purpose.
+    await open.send('Hi', []);
+    expect(posts).toBe(2);
+    routes['GET /conversations/c'] = () => whole([USER, FIRST, said, answer], 'a3');
+    routes['POST /conversations/c/messages'] = () => ({
+      user: message({ id: 'u4', role: 'user', parent_id: 'a3', content: 'Hi' }),
+      answer: message({ id: 'a5', role: 'assistant', parent_id: 'u4' }),
+    });
+    await open.trouble?.retry();
+    expect(open.last?.id).toBe('a5');
+  });
+
+  test('tells its speed in tokens, however they are put together', async () => {
+    const done: Message = { ...RUNNING, content: 'Hello there', status: 'complete' };
+    const now = vi.spyOn(performance, 'now');
+    let time = 1000;
+    now.mockImplementation(() => time);
+    vi.stubGlobal('fetch', async () => {
+      const parts = [
+        { at: 3, text: 'lo', count: 50 }, // said before this page read along
+        { at: 5, text: ' the', count: 4 },
+        { at: 9, text: 're', count: 6 },
+      ];
+      const body = new ReadableStream<Uint8Array>({
+        pull(controller) {
+          const part = parts.shift();
+          time += 1000;
+          const text = part ? event('delta', part) : event('done', done);
+          controller.enqueue(new TextEncoder().encode(text));
+          if (!part) controller.close();
+        },
+      });
+      return new Response(body);
+    });
+    const open = new OpenConversation(whole([USER, RUNNING], 'a1'));
+    await vi.waitFor(() => expect(open.last?.status).toBe('complete'));
+    expect(open.last?.speed).toBeCloseTo(5);
+    now.mockRestore();
+  });
+
   test('makes an edit a sibling', async () => {
     routes['POST /conversations/c/messages'] = () => ({
       user: message({ id: 'u2', role: 'user', created_at: 9 }),

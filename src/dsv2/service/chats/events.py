@@ -46,7 +46,7 @@ async def _followed(run: Run, start: int, keep_alive: float) -> Events:
     while True:
         is_over = run.text.is_closed
         delta = reader.take()
-        if delta is not None and (delta.text or delta.tokens):
+        if delta is not None:
             yield site_event("delta", delta.shape)
         elif is_over:
             yield site_event("done", message_shape(run.message))

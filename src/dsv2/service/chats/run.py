@@ -256,7 +256,7 @@ class Run:
             tokens = [token_shape(entry) for entry in entries]
             self._kept += tokens
         # No database keeps a NUL in a text, and no page shows one.
-        self.text.add(piece.words.replace("\0", "\ufffd"), tokens)
+        self.text.add(piece.words.replace("\0", "\ufffd"), tokens, count=len(piece.tokens))
 
     def _progress(self) -> Progress:
         return Progress(self.text.whole, self._begun_with + self._usage, self._model, self.tokens)

@@ -20,17 +20,23 @@ class Delta:
         at: where it begins.
         text: of it.
         tokens: that came with it, where they are kept.
+        count: how many it took; 0 where that is not known.
     """
 
     at: int
     text: str
     tokens: list[dict[str, Any]] | None = None
+    count: int = 0
 
     @property
     def shape(self) -> dict[str, Any]:
         """As it is sent."""
-        fields = {"at": self.at, "text": self.text}
-        return fields if self.tokens is None else fields | {"tokens": self.tokens}
+        fields: dict[str, Any] = {"at": self.at, "text": self.text}
+        if self.tokens is not None:
+            fields["tokens"] = self.tokens
+        if self.count:
+            fields["count"] = self.count
+        return fields
 
 
 class GrowingText:
@@ -56,9 +62,9 @@ class GrowingText:
             return "".join(part.text for part in self._parts)
         return self._parts[0].text if self._parts else ""
 
-    def add(self, text: str, tokens: list[dict[str, Any]] | None = None) -> None:
+    def add(self, text: str, tokens: list[dict[str, Any]] | None = None, *, count: int = 0) -> None:
         """Let it grow."""
-        self._parts.append(Delta(self._end, text, tokens))
+        self._parts.append(Delta(self._end, text, tokens, count))
         self._end += len(text)
         self._tell()
 
@@ -90,7 +96,7 @@ class Reader:
 
     def __init__(self, text: GrowingText, parts: list[Delta], at: int) -> None:
         self._text, self._parts, self._at = text, parts, at
-        self._next = 0
+        self._next = self._count = 0
         while self._next < len(parts):
             part = parts[self._next]
             if part.at + len(part.text) > at or part.at >= at:
@@ -98,15 +104,19 @@ class Reader:
             self._next += 1
 
     def take(self) -> Delta | None:
-        """What has come since, or None."""
+        """What has come since, or None; tokens without text yet count to what follows."""
         fresh, self._next = self._parts[self._next :], len(self._parts)
         if not fresh:
             return None
         tokens = [token for part in fresh if part.at >= self._at for token in part.tokens or ()]
         has_tokens = any(part.tokens is not None for part in fresh)
         text = "".join(part.text for part in fresh)[max(0, self._at - fresh[0].at) :]
-        delta = Delta(self._at, text, tokens if has_tokens else None)
+        self._count += sum(part.count for part in fresh)
+        if not text and not tokens:
+            return None
+        delta = Delta(self._at, text, tokens if has_tokens else None, self._count)
         self._at += len(text)
+        self._count = 0
         return delta
 
 

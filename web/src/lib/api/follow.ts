@@ -10,7 +10,7 @@ export type FollowState = 'open' | 'waiting';
 export interface Follower {
   /** How many characters, as Unicode counts them, are known so far. */
   length(): number;
-  onText(text: string, tokens: Token[] | undefined): void;
+  onText(text: string, tokens: Token[] | undefined, count: number): void;
   onDone(message: Message): void;
   /** The connection came, or was lost and is tried again. */
   onState(state: FollowState): void;
@@ -77,7 +77,7 @@ export async function follow(
         const text = newPart(delta, follower.length());
         // Something was missed: ask again from where we are.
         if (text === null) break;
-        if (text || delta.tokens) follower.onText(text, delta.tokens);
+        if (text || delta.tokens) follower.onText(text, delta.tokens, delta.count ?? 0);
         attempt = 0;
       }
     } catch (error) {

@@ -98,6 +98,8 @@ export interface Delta {
   at: number;
   text: string;
   tokens?: Token[];
+  /** How many tokens it took; not there where another process of the server computes. */
+  count?: number;
 }
 
 export interface Site {

@@ -105,7 +105,8 @@ export class OpenConversation {
 
   async #post(draft: Draft): Promise<void> {
     this.pending = draft;
-    await this.#try(async () => {
+    const known = new Set(this.messages.map(({ id }) => id));
+    const action = async () => {
       const { parent: parent_id, content, attachments } = draft;
       const { user, answer } = await api.postMessage(this.id, {
         parent_id,
@@ -116,18 +117,46 @@ export class OpenConversation {
       this.#add(answer);
       if (!this.title) void this.refresh().catch(() => undefined);
       this.onChange();
-    }, draft);
+    };
+    await this.#try(action, { draft, again: () => this.#postAgain(draft, known) });
     this.pending = null;
   }
 
-  async #try(action: () => Promise<void>, draft: Draft | null = null): Promise<void> {
+  /** A connection that broke may have lost the answer alone: what did arrive is not said twice. */
+  async #postAgain(draft: Draft, known: Set<string>): Promise<void> {
+    if (this.trouble?.error.isOffline) {
+      try {
+        await this.refresh();
+      } catch (error) {
+        // Nor will the message get through, which is then told.
+        if (!(error instanceof ApiError)) throw error;
+      }
+      const hasArrived = this.messages.some(
+        ({ id, role, parent_id, content }) =>
+          role === 'user' &&
+          parent_id === draft.parent &&
+          content === draft.content &&
+          !known.has(id),
+      );
+      if (hasArrived) {
+        this.trouble = null;
+        return;
+      }
+    }
+    await this.#post(draft);
+  }
+
+  async #try(
+    action: () => Promise<void>,
+    posting: { draft: Draft; again: () => Promise<void> } | null = null,
+  ): Promise<void> {
     this.trouble = null;
     try {
       await action();
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      const retry = draft ? () => this.#post(draft) : () => this.#try(action);
-      this.trouble = { error, retry, draft };
+      const retry = posting?.again ?? (() => this.#try(action));
+      this.trouble = { error, retry, draft: posting?.draft ?? null };
     }
   }
 

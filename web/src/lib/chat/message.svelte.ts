@@ -25,7 +25,7 @@ export class ShownMessage {
   usage = $state.raw<TokenUsage | null>(null);
   tokens = $state.raw<Token[] | null>(null);
   connection = $state<FollowState>('open');
-  /** Deltas since the answer began, and when the first came: its speed while it runs. */
+  /** Tokens since the first were read, and when: its speed while it runs. */
   #first = 0;
   #count = 0;
   speed = $state<number | null>(null);
@@ -83,9 +83,9 @@ export class ShownMessage {
       this.id,
       {
         length: () => this.#length,
-        onText: (text, tokens) => {
+        onText: (text, tokens, count) => {
           this.#length += countCodePoints(text);
-          this.#measure(tokens?.length ?? 1);
+          this.#measure(count);
           this.#buffer.push({ text, tokens });
         },
         onDone: (message) => {
@@ -120,9 +120,10 @@ export class ShownMessage {
 
   #measure(tokens: number): void {
     const now = performance.now();
+    // Who begins to read later gets at once what was said meanwhile.
     if (this.#first === 0) this.#first = now;
-    this.#count += tokens;
+    else this.#count += tokens;
     const time = (now - this.#first) / 1000;
-    if (time > 0.5) this.speed = (this.#count - 1) / time;
+    if (time > 0.5 && this.#count > 0) this.speed = this.#count / time;
   }
 }
