@@ -96,3 +96,13 @@ def test_nothing_breaks_the_server(admin: Client, path: str) -> None:
 def test_nothing_breaks_the_server_at_length(admin: Client, path: str) -> None:
     """Fault F23."""
     keeps_its_word(admin, path, 8)
+
+
+def test_the_balance_is_described_as_it_is_told(admin: Client) -> None:
+    schema = schemathesis.openapi.from_dict(schema_of(admin.site.app))
+    for path in ("/user/balance", "/v1/user/balance"):
+        operation = schema[path]["GET"]
+        assert operation.definition.raw["security"] == [{"key": []}]
+        answer = Response.from_any(admin.get(path))
+        operation.validate_response(answer)
+        assert operation.is_valid_response(answer)

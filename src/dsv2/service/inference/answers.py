@@ -202,6 +202,22 @@ class Detokenized(msgspec.Struct):
     prompt: str
 
 
+class BalanceInfo(msgspec.Struct):
+    """An account's money in one currency, as decimals."""
+
+    currency: str
+    total_balance: str
+    granted_balance: str
+    topped_up_balance: str
+
+
+class UserBalance(msgspec.Struct):
+    """What an account has, as DeepSeek's API tells it."""
+
+    is_available: bool
+    balance_infos: list[BalanceInfo]
+
+
 class TokenizerInfo(msgspec.Struct):
     """What programs ask about a tokenizer."""
 

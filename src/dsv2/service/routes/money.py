@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 from sqlalchemy import Connection
 
+from dsv2.service.inference.answers import BalanceInfo, UserBalance, encode
 from dsv2.service.platform.desk import Before, Body, Desk, Limit, Member, address_of, wait_or_refuse
 from dsv2.service.store import codes, ledger, prices
 from dsv2.service.store.amounts import MICRO
@@ -25,6 +26,7 @@ from dsv2.service.store.ledger import Balance, Transfer
 from dsv2.service.store.prices import Price
 from dsv2.service.store.settings import load_settings
 from dsv2.service.web.deps import SignedIn
+from dsv2.service.web.openapi import described
 
 router = APIRouter()
 
@@ -46,9 +48,9 @@ async def balance(caller: SignedIn, office: Desk) -> Any:
     return await office.read(read)
 
 
-@router.get("/v1/user/balance")
-@router.get("/user/balance")
-async def deepseek_balance(caller: SignedIn, office: Desk) -> Any:
+@router.get("/v1/user/balance", **described(None, UserBalance))
+@router.get("/user/balance", **described(None, UserBalance))
+async def deepseek_balance(caller: SignedIn, office: Desk) -> Response:
     """What the account has as DeepSeek says it: decimal strings, cut to whole hundredths."""
 
     def read(db: Connection) -> tuple[Balance, str]:
@@ -56,17 +58,11 @@ async def deepseek_balance(caller: SignedIn, office: Desk) -> Any:
 
     found, currency = await office.read(read)
     has_some = found.unlimited or found.available > 0
-    return {
-        "is_available": has_some and found.status == "active",
-        "balance_infos": [
-            {
-                "currency": currency,
-                "total_balance": decimal(found.granted, found.paid),
-                "granted_balance": decimal(found.granted),
-                "topped_up_balance": decimal(found.paid),
-            }
-        ],
-    }
+    info = BalanceInfo(
+        currency, decimal(found.granted, found.paid), decimal(found.granted), decimal(found.paid)
+    )
+    told = UserBalance(has_some and found.status == "active", [info])
+    return Response(encode(told), media_type="application/json")
 
 
 @router.post("/api/account/redeem")

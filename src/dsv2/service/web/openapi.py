@@ -18,6 +18,7 @@ from dsv2.service.inference.answers import (
     TextCompletion,
     TokenizerInfo,
     TokenList,
+    UserBalance,
 )
 from dsv2.service.inference.message_answers import Message, TokenCount
 from dsv2.service.inference.response_answers import ModelResponse
@@ -38,7 +39,7 @@ BODIES: tuple[type[Body], ...] = (
 )  # fmt: skip
 ANSWERS: tuple[type[msgspec.Struct], ...] = (
     ChatCompletion, TextCompletion, ModelList, ModelCard, TokenList, Detokenized, TokenizerInfo,
-    Message, TokenCount, ModelResponse,
+    Message, TokenCount, ModelResponse, UserBalance,
 )  # fmt: skip
 
 _REFS = "#/components/schemas/{name}"
@@ -133,7 +134,13 @@ def described(
 
 
 def schema_of(app: FastAPI) -> dict[str, Any]:
-    """The description of an application."""
+    """The description of an application, whose routes stay as they are."""
+    if app.openapi_schema is None:
+        app.openapi_schema = _described(app)
+    return app.openapi_schema
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
     found = get_openapi(title=app.title, version="1", routes=app.routes)
     components = found.setdefault("components", {})
     schemas: dict[str, Any] = components.setdefault("schemas", {})
