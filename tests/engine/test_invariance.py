@@ -278,11 +278,11 @@ def test_the_best_instruction_set_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv(ISA, raising=False)
     every = supported()
     assert every[-1] == "scalar"
-    assert CpuExecutor(1).description == f"cpu ({every[0]}, 1 threads)"
+    assert CpuExecutor(1).description == f"cpu ({every[0]}, 1 thread)"
     for place, isa in enumerate(every):
         monkeypatch.setenv(ISA, isa)
         assert supported() == every[place:]
-        assert CpuExecutor(1).description == f"cpu ({isa}, 1 threads)"
+        assert CpuExecutor(1).description == f"cpu ({isa}, 1 thread)"
     monkeypatch.setenv(ISA, "sse2")
     with pytest.raises(BackendError, match=f"DSV2_ISA is 'sse2', this machine has {every[0]}"):
         CpuExecutor(1)

@@ -127,7 +127,8 @@ class CpuExecutor(LayerByLayer):
     @property
     def description(self) -> str:
         """The instruction set and the threads."""
-        return f"cpu ({self._kernels.isa}, {self._kernels.threads} threads)"
+        threads = self._kernels.threads
+        return f"cpu ({self._kernels.isa}, {threads} thread{'s' if threads > 1 else ''})"
 
     def plan_decode(
         self, handle: Any, cache: Tensor, cache_format: str, rows: int, width: int

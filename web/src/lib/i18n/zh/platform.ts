@@ -131,7 +131,7 @@ export const platform = {
   'usage.by.key_id': '按密钥',
   'usage.by.account_id': '按账户',
   'usage.csv': 'CSV',
-  'usage.chart': '{n} 天内每天的{measure}',
+  'usage.chart': '{measure}：{n} 天内每天',
   'usage.others': '其他',
   'usage.noKey': '本站',
   'requests.title': '请求',
