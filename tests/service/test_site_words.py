@@ -12,11 +12,14 @@ import pytest
 import dsv2.service
 from dsv2.cli.admin.common import ACTOR
 from dsv2.service.chats.run import FAILURES
+from dsv2.service.platform.office import Office
 from dsv2.service.serving import Finish
-from dsv2.service.store import models
+from dsv2.service.store import models, open_store
 from dsv2.service.store.audit import ACTIONS, SYSTEM
 from dsv2.service.store.leases import RECOVERED
 from dsv2.service.store.settings import Settings
+from dsv2.service.web.openapi import BODIES, schema_of
+from tests.service.platform.site import make_whole_app
 
 I18N = Path(__file__).parents[2] / "web" / "src" / "lib" / "i18n"
 SOURCES = Path(dsv2.service.__file__).parent
@@ -28,9 +31,32 @@ def causes() -> set[str]:
     return set(re.findall(r'\bcause ?= ?f"([a-z-]+):', text))
 
 
+def routes() -> set[str]:
+    """The API's routes for programs, by the names under which the site's page of it tells them."""
+    office = Office(open_store("sqlite://"))
+    try:
+        paths = schema_of(make_whole_app(office))["paths"]
+    finally:
+        office.close()
+        office.store.close()
+    return {
+        route["summary"].lower().replace(" ", "_")
+        for path, methods in paths.items()
+        if not path.startswith("/api/")
+        for route in methods.values()
+    }
+
+
+def parameters() -> set[str]:
+    """Of their bodies."""
+    return {field.alias or name for body in BODIES for name, field in body.model_fields.items()}
+
+
 WORDS: dict[str, Collection[str]] = {
     "action": ACTIONS,
     "actor": (SYSTEM, ACTOR),
+    "docs.op": routes(),
+    "docs.param": parameters(),
     "balance": [book for book in models.BOOKS if book != "issued"],
     "failure": FAILURES,
     "finish": (*get_args(Finish), RECOVERED),

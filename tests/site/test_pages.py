@@ -18,14 +18,16 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from PIL import Image
 from playwright.sync_api import Page, expect
 
+from dsv2.service.store import models
 from tests.service.running import Running
 from tests.site.conftest import Open
 from tests.site.judging import problems_of
 from tests.site.visiting import Visit, answers
-from tests.site.world import MAIN, PASSWORD, RESIDENT, STORED, World, settled
+from tests.site.world import MAIN, PASSWORD, RESIDENT, STORED, World, opened, settled
 
 FOR_DOCS = bool(os.environ.get("DSV2_SCREENSHOTS"))
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if FOR_DOCS else 300)]
@@ -103,6 +105,11 @@ def click(name: str, role: str = "button") -> Callable[[Page], None]:
     return lambda page: page.get_by_role(role, name=name).first.click()  # type: ignore[arg-type]
 
 
+def open_route(page: Page) -> None:
+    page.locator("summary", has_text="/v1/completions").click()
+    page.locator(".page > .scroll").evaluate("(page) => page.scrollTo(0, 0)")
+
+
 def help_sheet(page: Page) -> None:
     page.evaluate("document.activeElement?.blur()")
     page.keyboard.press("?")
@@ -134,6 +141,7 @@ SHOTS: dict[str, Shot] = {
     "key": Shot("Only these models", "/account/keys", click("Create a key"), is_over=True),
     "balance": Shot("Redemption code", "/account/balance"),
     "usage": Shot("evaluation", "/account/usage", by_key),
+    "api": Shot("Most tokens of an answer", "/account/api", open_route),
     "engines": Shot("Tokens per second", "/admin", watch_engines),
     "users": Shot("omar@example.org", "/admin/users"),
     "user": Shot("Move money", "{user}"),
@@ -149,7 +157,11 @@ SHOTS: dict[str, Shot] = {
 
 @pytest.fixture(scope="module")
 def world(platform: Running) -> World:
-    return settled(platform)
+    made = settled(platform)
+    if FOR_DOCS:  # which show no settings of tests
+        with opened(platform) as store, store.write() as db:
+            db.execute(sa.delete(models.settings))
+    return made
 
 
 _SETTLE = """async () => {
@@ -190,6 +202,8 @@ def walk(here: Visit, platform: Running, world: World) -> Iterator[tuple[str, Pa
     here.expect("status of 404")
     page = here.open("/log-in")
     yield "log-in", page
+    here.go(page, "/sign-up")
+    yield "sign-up", page
     logged_in = page.request.post(
         "/api/account/log-in", data={"email": RESIDENT, "password": PASSWORD},
         headers={"Origin": platform.address},

@@ -63,6 +63,12 @@ export const PAGES: Page[] = [
     load: () => import('./views/account/Usage.svelte'),
   },
   {
+    pattern: '/account/api',
+    section: 'account',
+    title: 'docs.title',
+    load: () => import('./views/docs/Docs.svelte'),
+  },
+  {
     pattern: '/admin',
     section: 'admin',
     title: 'nav.engines',

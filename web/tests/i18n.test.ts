@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { en } from '$lib/i18n/en';
 import { chat as enChat } from '$lib/i18n/en/chat';
+import { docs as enDocs } from '$lib/i18n/en/docs';
 import { platform as enPlatform } from '$lib/i18n/en/platform';
 import { shell as enShell } from '$lib/i18n/en/shell';
 import { fillIn, setLocale, systemLocale, t, tn, word } from '$lib/i18n/i18n.svelte';
@@ -10,7 +11,7 @@ const slots = (text: string) => [...text.matchAll(/\{(\w+)\}/g)].map((found) => 
 
 describe('the catalogues', () => {
   test('do not take each other’s keys', () => {
-    const keys = [enShell, enChat, enPlatform].flatMap((part) => Object.keys(part));
+    const keys = [enShell, enChat, enPlatform, enDocs].flatMap((part) => Object.keys(part));
     expect(keys.filter((key, i) => keys.indexOf(key) !== i)).toEqual([]);
   });
 

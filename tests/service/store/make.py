@@ -101,7 +101,7 @@ def cheap_passwords(store: Store, now: int = NOW) -> None:
     """The least argon2 can do: tests are no attackers."""
     with store.write() as db:
         for name, value in (("time_cost", 1), ("memory_kib", 8), ("parallelism", 1)):
-            settings.change_setting(db, f"argon2_{name}", value, actor="test", now=now)
+            settings.change_setting(db, f"argon2_{name}", value, actor="cli", now=now)
 
 
 def wipe(store: Store) -> None:

@@ -3,6 +3,7 @@
 | method, path | who | what |
 |---|---|---|
 | GET ``/api/site`` | anybody | who one is, and whether one may be a guest or sign up |
+| GET ``/api/openapi.json`` | who is signed in | the API's description, which keys have elsewhere |
 | GET ``/api/admin/engines`` | administrator | the engines as of their last heartbeat |
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 from msgspec.structs import asdict
 from sqlalchemy import Connection
 
@@ -20,8 +22,9 @@ from dsv2.service.platform.office import Office
 from dsv2.service.serving import Caller
 from dsv2.service.store import users
 from dsv2.service.store.settings import load_settings
-from dsv2.service.web.deps import Administrator, Public
+from dsv2.service.web.deps import Administrator, Public, SignedIn
 from dsv2.service.web.errors import ApiError
+from dsv2.service.web.openapi import schema_of
 
 router = APIRouter(prefix="/api")
 
@@ -43,6 +46,12 @@ async def site(request: Request, response: Response, office: Desk) -> Any:
 
     guest = office.identify.allows_guest(request)
     return {"guest": guest, "version": dsv2.__version__} | await office.read(read)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def description(request: Request, caller: SignedIn) -> JSONResponse:
+    """The same as at ``/openapi.json``, where no session is looked at."""
+    return JSONResponse(schema_of(request.app))
 
 
 @router.get("/admin/engines")

@@ -86,9 +86,7 @@ def _schema_router(app: FastAPI, *, is_public: bool) -> APIRouter:
 
     @router.get("/openapi.json", include_in_schema=False)
     async def openapi() -> JSONResponse:
-        if app.openapi_schema is None:
-            app.openapi_schema = schema_of(app)
-        return JSONResponse(app.openapi_schema)
+        return JSONResponse(schema_of(app))
 
     return router
 
