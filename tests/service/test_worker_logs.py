@@ -39,24 +39,45 @@ def test_the_engine_process_is_told_a_format_and_never_auto(
         assert (sent.log_level, sent.log_format) == ("warning", form)
 
 
+def ended(options: WorkerOptions, **more: str) -> tuple[list[bytes], list[str]]:
+    """What an engine process reports and logs that cannot start."""
+    with subprocess.Popen(
+        [sys.executable, "-m", WORKER, msgspec.json.encode(options).decode()],
+        env=environment() | more, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, bufsize=0,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None and process.stderr is not None
+        reports, lines = process.stdout.readlines(), process.stderr.read().decode().splitlines()
+    assert process.returncode != 0
+    return reports, lines
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_the_engine_process_logs_like_its_parent(form: str, tmp_path: Path) -> None:
+    """A model that is not there is told in a line, without a trace."""
     with socket_folder() as folder:
         options = make_options(
             tmp_path / "no such", folder, pull=False, log_level="error", log_format=form
         )
-        with subprocess.Popen(
-            [sys.executable, "-m", WORKER, msgspec.json.encode(options).decode()],
-            env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, bufsize=0,
-        ) as process:  # fmt: skip
-            assert process.stdout is not None and process.stderr is not None
-            reports, lines = process.stdout.readlines(), process.stderr.read().decode().splitlines()
-    assert process.returncode != 0
+        reports, [line] = ended(options)
     assert json.loads(reports[-1])["phase"] == "failed"
+    words = "the engine process ends: model "
     if form == "json":
-        (entry,) = [json.loads(line) for line in lines]
+        entry = json.loads(line)
         assert (entry["level"], entry["logger"]) == ("error", "dsv2.service.worker")
-        assert "no such" in entry["trace"]
+        assert entry["message"].startswith(words) and "no such" in entry["message"]
+        assert "trace" not in entry
     else:
-        assert "ERROR" in lines[0] and lines[0].endswith("the engine process ends")
+        assert "ERROR" in line and words in line and "no such" in line
+
+
+def test_what_nobody_foresaw_is_logged_with_its_trace(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import dsv2.engine.loading as loading\n"
+        "def prepare(*args, **more): raise KeyError('unforeseen')\n"
+        "loading.prepare = prepare\n"
+    )
+    with socket_folder() as folder:
+        options = make_options(tmp_path, folder, log_level="error", log_format="json")
+        _, [line] = ended(options, PYTHONPATH=str(tmp_path))
+    assert "KeyError: 'unforeseen'" in json.loads(line)["trace"]

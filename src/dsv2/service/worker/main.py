@@ -202,7 +202,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return serve(options, where, report, stop)
     except Exception as error:
-        log.error("the engine process ends", exc_info=error)
+        # An error of our own says what is wrong and what to do; its trace would only hide that.
+        trace = None if type(error).__module__.startswith("dsv2.") else error
+        log.error("the engine process ends: %s", _one_line(error), exc_info=trace)
         report("failed", _one_line(error))
         return EXIT_REFUSED if _is_final(error) else EXIT_BROKEN
 
