@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from dsv2.engine.request import OverloadedError
 from dsv2.service.serving import EngineGoneError
@@ -101,6 +101,31 @@ def test_a_first_message_that_does_not_get_out(server: Running, visit: Open) -> 
     expect(questions(page)).to_have_count(1)
     expect(notice).to_have_count(0)
     expect(composer(page)).to_be_empty()
+
+
+def test_a_message_whose_answer_is_lost_is_not_said_twice(server: Running, visit: Open) -> None:
+    here = visit(server.address)
+    here.expect("ERR_FAILED")
+    page = here.open()
+    configure(page, Temperature="0")
+    ask(page, "What is 11 + 11?")
+
+    def lose(route: Route) -> None:
+        route.fetch()  # the server has it
+        route.abort()
+
+    page.route("**/messages", lose, times=1)
+    composer(page).fill("What is 17 + 25?")
+    composer(page).press("Enter")
+    notice = page.get_by_role("alert").filter(has_text="The server cannot be reached.")
+    notice.get_by_role("button", name="Try again").click()
+    expect(answers(page).last).to_contain_text("42")
+    expect(questions(page)).to_have_count(2)
+    expect(notice).to_have_count(0)
+    expect(composer(page)).to_be_empty()
+    page.reload()
+    expect(questions(page)).to_have_count(2)
+    expect(page.get_by_role("group", name="Versions")).to_have_count(0)
 
 
 def test_a_page_that_cannot_begin(server: Running, visit: Open) -> None:

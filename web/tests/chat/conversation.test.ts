@@ -138,6 +138,15 @@ describe('a conversation', () => {
     const open = new OpenConversation(whole([USER, FIRST], 'a1'));
     await open.send('Hi', []);
     expect(open.trouble?.error.isOffline).toBe(true);
+    routes['GET /conversations/c'] = () => {
+      throw new TypeError('network');
+    };
+    const again = open.trouble?.retry();
+    expect(open.isBusy).toBe(true); // and nothing to be pressed twice
+    expect(open.trouble).toBeNull();
+    await again;
+    expect(open.trouble).not.toBeNull();
+    expect(open.isBusy).toBe(false);
     routes['GET /conversations/c'] = () => whole([USER, FIRST, said, answer], 'a3');
     await open.trouble?.retry();
     expect(posts).toBe(1);

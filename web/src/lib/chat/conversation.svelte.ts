@@ -12,6 +12,10 @@ export interface Draft {
   attachments: Attachment[];
 }
 
+function says(message: Message, { parent, content }: Draft): boolean {
+  return message.role === 'user' && message.parent_id === parent && message.content === content;
+}
+
 export class OpenConversation {
   readonly id: string;
   title = $state('');
@@ -124,23 +128,25 @@ export class OpenConversation {
 
   /** A connection that broke may have lost the answer alone: what did arrive is not said twice. */
   async #postAgain(draft: Draft, known: Set<string>): Promise<void> {
-    if (this.trouble?.error.isOffline) {
+    const { trouble } = this;
+    this.trouble = null;
+    this.pending = draft;
+    if (trouble?.error.isOffline) {
       try {
-        await this.refresh();
+        const whole = await api.getConversation(this.id);
+        if (whole.messages.some((message) => !known.has(message.id) && says(message, draft))) {
+          this.pending = null;
+          this.#take(whole);
+          this.#followAll();
+          return;
+        }
       } catch (error) {
-        // Nor will the message get through, which is then told.
         if (!(error instanceof ApiError)) throw error;
-      }
-      const hasArrived = this.messages.some(
-        ({ id, role, parent_id, content }) =>
-          role === 'user' &&
-          parent_id === draft.parent &&
-          content === draft.content &&
-          !known.has(id),
-      );
-      if (hasArrived) {
-        this.trouble = null;
-        return;
+        if (error.isOffline) {
+          this.pending = null;
+          this.trouble = { ...trouble, error };
+          return;
+        }
       }
     }
     await this.#post(draft);
