@@ -22,7 +22,7 @@ def examples(page: Page) -> list[str]:
 
 
 def test_its_examples_run_as_they_are(server: Running, visit: Open) -> None:
-    page = visit(server.address).open("/account/api")
+    page = visit(server.address).open("/docs")
     shell, *programs = examples(page)
     told = subprocess.run(
         ["/bin/sh", "-ec", shell], capture_output=True, text=True, timeout=60, check=True
@@ -37,7 +37,7 @@ def test_its_examples_run_as_they_are(server: Running, visit: Open) -> None:
 
 def test_every_route_is_told_with_its_parameters(server: Running, visit: Open) -> None:
     here = visit(server.address)
-    page = here.open("/account/api")
+    page = here.open("/docs")
     chat = page.get_by_role("group").filter(has_text="Answers a conversation, whole")
     expect(chat.get_by_role("table")).to_be_hidden()
     chat.locator("summary").press("Enter")

@@ -141,7 +141,7 @@ SHOTS: dict[str, Shot] = {
     "key": Shot("Only these models", "/account/keys", click("Create a key"), is_over=True),
     "balance": Shot("Redemption code", "/account/balance"),
     "usage": Shot("evaluation", "/account/usage", by_key),
-    "api": Shot("Most tokens of an answer", "/account/api", open_route),
+    "api": Shot("Most tokens of an answer", "/docs", open_route),
     "engines": Shot("Tokens per second", "/admin", watch_engines),
     "users": Shot("omar@example.org", "/admin/users"),
     "user": Shot("Move money", "{user}"),

@@ -63,7 +63,7 @@ export const PAGES: Page[] = [
     load: () => import('./views/account/Usage.svelte'),
   },
   {
-    pattern: '/account/api',
+    pattern: '/docs',
     section: 'account',
     title: 'docs.title',
     load: () => import('./views/docs/Docs.svelte'),
