@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsv2.tokenizer import Tokenizer
+from dsv2.tokenizer import Tokenizer, chat_format
 from dsv2.tokenizer.special import ASSISTANT, FIM_BEGIN, FIM_END, FIM_HOLE, USER
 from dsv2.training.documents import SourceError
 from dsv2.training.filters import Duplicates, FilterConfig, quality_problem
@@ -215,6 +215,9 @@ CHAT = {
 }
 
 
+GAP = {"prefix": f"def f(x):\n    return {FIM_END}", "middle": "x + 1", "suffix": "\n"}
+
+
 def test_conversations_carry_the_mask_of_the_assistant(build: Any, tokenizer_folder: Path) -> None:
     _, out = build([CHAT], stage="sft")
     tokenizer = Tokenizer.from_folder(tokenizer_folder)
@@ -233,6 +236,8 @@ def test_conversations_carry_the_mask_of_the_assistant(build: Any, tokenizer_fol
         ({"messages": [{"role": "robot", "content": "x"}]}, "robot"),
         ({"messages": [{"role": "user", "content": 5}]}, "content"),
         ({"messages": [{"role": "user", "content": "x"}]}, "nothing to learn"),
+        ({"middle": "x", "suffix": "y"}, "prefix must be a string, got None"),
+        (GAP | {"messages": [{"role": "user", "content": "x"}]}, "messages and a middle"),
     ],
 )
 def test_a_malformed_conversation_names_its_line(
@@ -242,6 +247,25 @@ def test_a_malformed_conversation_names_its_line(
         build([CHAT, record], stage="sft")
     reports, _ = build([CHAT, record], stage="sft", malformed="skip")
     assert reports[0].dropped["malformed"] == 1
+
+
+def test_a_gap_is_learnt_to_its_end_and_nothing_around_it(
+    build: Any, tokenizer_folder: Path
+) -> None:
+    _, out = build([GAP, CHAT, GAP | {"middle": ""}], stage="sft")
+    tokenizer = Tokenizer.from_folder(tokenizer_folder)
+    dataset = TokenDataset(out / "train")
+    assert dataset.num_documents == 3
+    tokens, mask = dataset.read(*dataset.bounds(0))
+    assert mask is not None
+    shown = chat_format("v2.5", tokenizer).fim(GAP["prefix"], GAP["suffix"])
+    assert tokens[~mask].tolist() == shown
+    assert tokens[mask].tolist() == [*tokenizer.encode("x + 1"), tokenizer.eos_id]
+    tokens, mask = dataset.read(*dataset.bounds(2))
+    assert mask is not None
+    assert tokens[mask].tolist() == [tokenizer.eos_id]
+    reports, _ = build([GAP, GAP | {"suffix": "word " * 200}], stage="sft", max_tokens=100)
+    assert dict(reports[0].dropped) == {"too_many_tokens": 1}
 
 
 def test_conversations_that_are_too_long_are_counted(build: Any) -> None:

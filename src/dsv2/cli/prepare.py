@@ -18,7 +18,7 @@ def prepare(
     tokenizer: Annotated[
         str, typer.Option(help="Tokenizer folder, or a model by name.")
     ] = "pocket",
-    stage: Annotated[str, typer.Option(help="pretrain (texts) or sft (conversations).")] = (
+    stage: Annotated[str, typer.Option(help="pretrain (texts) or sft (conversations, gaps).")] = (
         "pretrain"
     ),
     validation: Annotated[float, typer.Option(help="Share held out by hash.")] = 0.01,
@@ -27,7 +27,7 @@ def prepare(
         int | None, typer.Option(help="Cut longer texts at line ends into such documents.")
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(help="Leave out conversations with more tokens.")
+        int | None, typer.Option(help="Leave out conversations and gaps with more tokens.")
     ] = None,
     chat: Annotated[
         str | None, typer.Option(help="Chat format: v2 or v2.5; default the tokenizer's.")

@@ -1,4 +1,4 @@
-"""Reading training documents from files: text, and JSONL of texts or conversations."""
+"""Reading training documents from files: text, and JSONL of texts, conversations or gaps."""
 
 from __future__ import annotations
 
@@ -17,20 +17,31 @@ class SourceError(ValueError):
 
 
 @dataclass(frozen=True)
+class Gap:
+    """A middle to be learnt, and what stands around it."""
+
+    prefix: str
+    middle: str
+    suffix: str
+
+
+@dataclass(frozen=True)
 class Document:
     """One document and where it came from.
 
     Attributes:
         place: file, and line within a JSONL file.
-        text: its text; of a conversation, the canonical JSON that stands for it.
-        messages: the conversation in OpenAI's form, or None for plain text.
+        text: its text; of a conversation or a gap, the canonical JSON that stands for it.
+        messages: the conversation in OpenAI's form, or None.
         tools: functions offered in it.
+        gap: the gap to fill, or None.
     """
 
     place: str
     text: str
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    gap: Gap | None = None
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,9 @@ def files_of(path: Path) -> list[Path]:
 def read_documents(path: Path, *, conversations: bool) -> Iterator[Document | Malformed]:
     """Every document of a file or folder.
 
-    A text file is one document. A line of a JSONL file is an object with ``text``, or with
-    ``messages`` (and ``tools``) when ``conversations`` are wanted.
+    A text file is one document. A line of a JSONL file is an object with ``text``, or when
+    ``conversations`` are wanted with ``messages`` (and ``tools``), or with ``prefix``, ``middle``
+    and ``suffix``.
     """
     for file in files_of(path):
         if file.suffix == JSONL:
@@ -109,6 +121,8 @@ def _record(place: str, record: Any, conversations: bool) -> Document | Malforme
         if not isinstance(text, str):
             return Malformed(place, f"text must be a string, got {text!r:.60}")
         return Document(place, text)
+    if "middle" in record:
+        return _gap(place, record)
     messages, tools = record.get("messages"), record.get("tools") or []
     if not isinstance(messages, list) or not messages:
         return Malformed(place, f"messages must be a list that is not empty, got {messages!r:.60}")
@@ -116,3 +130,14 @@ def _record(place: str, record: Any, conversations: bool) -> Document | Malforme
         return Malformed(place, f"tools must be a list, got {tools!r:.60}")
     text = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False, sort_keys=True)
     return Document(place, text, tuple(messages), tuple(tools))
+
+
+def _gap(place: str, record: dict[str, Any]) -> Document | Malformed:
+    parts = {name: record.get(name) for name in ("prefix", "middle", "suffix")}
+    for name, part in parts.items():
+        if not isinstance(part, str):
+            return Malformed(place, f"{name} must be a string, got {part!r:.60}")
+    if "messages" in record:
+        return Malformed(place, "has messages and a middle, allowed is one of them")
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True)
+    return Document(place, text, gap=Gap(**parts))

@@ -49,13 +49,14 @@ class PrepareConfig(BaseModel):
     Attributes:
         sources: where the documents are.
         tokenizer: folder of the tokenizer.
-        stage: ``pretrain`` takes text, ``sft`` conversations, whose mask marks the assistant.
+        stage: ``pretrain`` takes text, ``sft`` conversations, whose mask marks the assistant, and
+            gaps in texts, whose mask marks the middle.
         filters: what is left out.
         validation: share of the documents that is held out, chosen by the hash of their text.
         split_chars: longer texts are cut at line ends into documents of at most so many
             characters; None cuts nothing.
         fim_rate: share of training documents turned to prefix, suffix, middle.
-        max_tokens: conversations with more are left out; None for no bound.
+        max_tokens: conversations and gaps with more are left out; None for no bound.
         chat: chat format of conversations.
         malformed: whether a line that cannot be read stops the work or is counted.
         seed: of FIM cuts and fractional weights.
@@ -106,7 +107,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Piece:
-    """A tokenised document: ids, the loss mask of a conversation, and bytes of text."""
+    """A tokenised document: ids, the loss mask of the stage ``sft``, and bytes of text."""
 
     ids: list[int]
     mask: list[bool] | None
@@ -258,6 +259,16 @@ def _pieces(
             raise ChatError("the assistant says nothing, so there is nothing to learn")
         if config.max_tokens is None or len(rendered.ids) <= config.max_tokens:
             yield Piece(rendered.ids, rendered.loss_mask, _message_bytes(document.messages))
+        return
+    if document.gap is not None:
+        gap = document.gap
+        shown = chat.fim(gap.prefix, gap.suffix)
+        learned = [*tokenizer.encode(gap.middle), tokenizer.eos_id]
+        size = len(shown) + len(learned)
+        if config.max_tokens is None or size <= config.max_tokens:
+            mask = [False] * len(shown) + [True] * len(learned)
+            text_bytes = len((gap.prefix + gap.middle + gap.suffix).encode())
+            yield Piece([*shown, *learned], mask, text_bytes)
         return
     for text in split_text(document.text, config.split_chars):
         if fim_rate and dice.random() < fim_rate:
