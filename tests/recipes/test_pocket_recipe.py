@@ -10,12 +10,22 @@ import pytest
 import torch
 
 from dsv2 import LLM
+from dsv2.checkpoint.hub import pocket_folder
 from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
-from dsv2.recipes.pocket import basics
+from dsv2.recipes.pocket import basics, corpus
 from dsv2.recipes.pocket.arithmetic import Problem, problems
+from dsv2.recipes.pocket.card import run_figures, write_card
 from dsv2.recipes.pocket.conversations import Builder, conversations, third_person
-from dsv2.recipes.pocket.corpus import arithmetic_texts, docstrings, is_permissive
+from dsv2.recipes.pocket.corpus import (
+    SourceFile,
+    arithmetic_texts,
+    digests_of,
+    docstrings,
+    is_permissive,
+    texts_of,
+    write_corpus,
+)
 from dsv2.recipes.pocket.functions import Function, functions_of, parses
 from dsv2.recipes.pocket.score import bits_per_byte, function_body, xz_bits_per_byte
 from dsv2.tokenizer import chat_format
@@ -149,7 +159,46 @@ def test_xz_is_measured_on_the_whole() -> None:
     assert xz_bits_per_byte(["abc" * 500, "abc" * 500]) == xz_bits_per_byte(["abc" * 1000])
 
 
-@pytest.mark.parametrize("name", ["pretrain", "dense", "sft"])
+@pytest.mark.parametrize("name", ["pretrain", "dense", "sft", "fill"])
 def test_the_recipes_are_valid(name: str) -> None:
     config = load_recipe(Path(str(basics.__file__)).with_name(f"{name}.yaml"))
     assert config.tokens > 10**7
+
+
+def test_a_corpus_can_be_bounded_by_the_list_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [SourceFile("own", f"{n}.py", f"{n}" * 64, "train", f"x = {n}\n") for n in range(4)]
+    monkeypatch.setattr(corpus, "source_files", lambda: iter(files))
+    monkeypatch.setattr(corpus, "topics", lambda: iter(()))
+    monkeypatch.setattr(corpus, "arithmetic_texts", lambda: iter(()))
+    listing = write_corpus(tmp_path / "whole")
+    assert digests_of(listing) == {f"{n}" * 16 for n in range(4)}
+    files.append(SourceFile("own", "new.py", "f" * 64, "train", "x = 5\n"))
+    again = write_corpus(tmp_path / "again", listing)
+    assert again.read_text() == listing.read_text()
+    assert len(list(texts_of(tmp_path / "again" / "train" / "code.jsonl"))) == 4
+
+
+def test_the_card_is_written_from_the_scores_alone(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(pocket_folder() / name)
+    scores = json.loads((pocket_folder() / "scores.json").read_text(encoding="utf-8"))
+    gaps = {"asked": 9, "exact": 0.123, "parse": 0.456, "ended": 0.789}
+    run = tmp_path / "run"
+    run.mkdir()
+    lines = [{"tokens": 5, "step": 1, "loss": 2.0}, {"tokens": 77_777, "step": 2, "loss": 1.0,
+             "validation_loss": 0.321, "learning_rate": 0.0}]  # fmt: skip
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "machine.txt").write_text("on a machine of the test\n")
+    scores["runs"]["fill"] = run_figures(run)
+    scores["sft"]["fill"] = {"single": gaps, "multi": gaps}
+    scores["fill"] = scores["sft"] | {"measured": "2026-12-24"}
+    write_card(tmp_path, scores)
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| gaps and conversations | 77,777 | 2 | 1.000 | 0.321 |" in card
+    day = f"measured on {scores['bases']['measured']}"
+    for words in ("on a machine of the test", "12.3%", "45.6%", "78.9%", "2026-12-24", day):
+        assert words in card
+    assert "{" not in card
+    assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == scores

@@ -133,7 +133,7 @@ def _record(place: str, record: Any, conversations: bool) -> Document | Malforme
 
 
 def _gap(place: str, record: dict[str, Any]) -> Document | Malformed:
-    parts = {name: record.get(name) for name in ("prefix", "middle", "suffix")}
+    parts: dict[str, Any] = {name: record.get(name) for name in ("prefix", "middle", "suffix")}
     for name, part in parts.items():
         if not isinstance(part, str):
             return Malformed(place, f"{name} must be a string, got {part!r:.60}")

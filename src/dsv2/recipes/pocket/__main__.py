@@ -1,10 +1,12 @@
 """``python -m dsv2.recipes.pocket``: build pocket from nothing, each step once.
 
 Run it again to go on where it stopped; remove a step's ``.done`` file to do that step again.
+``--earlier`` goes on from a build whose runs are gone: put its models where the steps leave theirs.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable
@@ -15,32 +17,36 @@ import typer
 
 from dsv2.checkpoint import load_model
 from dsv2.engine.llm import LLM
-from dsv2.recipes.pocket.card import write_card
+from dsv2.recipes.pocket.card import run_figures, write_card
 from dsv2.recipes.pocket.conversations import read_functions, write_conversations
-from dsv2.recipes.pocket.corpus import texts_of, write_corpus
-from dsv2.recipes.pocket.score import score
+from dsv2.recipes.pocket.corpus import SPLITS, texts_of, write_corpus
+from dsv2.recipes.pocket.gaps import write_gaps
+from dsv2.recipes.pocket.score import score_bases, score_tuned
 from dsv2.tokenizer import Tokenizer
 from dsv2.tokenizer.train import train_bpe
 from dsv2.training.config import load_recipe
 from dsv2.training.filters import FilterConfig
 from dsv2.training.loop import run
+from dsv2.training.metrics import METRICS_FILE
 from dsv2.training.prepare import PrepareConfig, Source, prepare
 
 VOCAB_SIZE = 8192
 CONTEXT = 2048
 SCORES = "scores.json"
 FILES = "files.tsv"
+BASES = ("pretrain", "dense")
+RUNS = (*BASES, "sft", "fill")
 
 
 class Build:
     """The steps, each of which leaves its result in a folder of its own."""
 
-    def __init__(self, out: Path, device: str) -> None:
-        self.out, self.device = out, device
+    def __init__(self, out: Path, device: str, earlier: Path | None = None) -> None:
+        self.out, self.device, self.earlier = out, device, earlier
 
     def corpus(self) -> None:
         """Collect the texts and the list of their files."""
-        write_corpus(self.out / "corpus")
+        write_corpus(self.out / "corpus", None if self.earlier is None else self.earlier / FILES)
 
     def tokenizer(self) -> None:
         """Train the vocabulary on a third of the code and on all prose."""
@@ -105,15 +111,48 @@ class Build:
         """Fine-tune on them."""
         self._train("sft")
 
+    def gaps(self) -> None:
+        """Draw gaps from the code and make shards of them and of the conversations."""
+        written = {split: self.out / f"gaps-{split}.jsonl" for split in SPLITS}
+        for split, path in written.items():
+            write_gaps(self.out / "corpus", split, path)
+        config = PrepareConfig(
+            sources=(
+                *(Source.model_validate({"path": written[s], "split": s}) for s in SPLITS),
+                Source(path=self.out / "conversations.jsonl"),
+            ),
+            tokenizer=self.out / "tokenizer",
+            stage="sft",
+            validation=0.01,
+            max_tokens=CONTEXT,
+        )
+        prepare(config, self.out / "gaps", overwrite=True)
+
+    def fill(self) -> None:
+        """Go on with the gaps, which fine-tuning on conversations alone made pocket forget."""
+        self._train("fill")
+
     def scores(self) -> None:
         """Measure what the card states."""
-        bases = {
-            name: load_model(self.out / name / "model", dtype="float32")
-            for name in ("pretrain", "dense")
-        }
-        chat = LLM(self.out / "sft" / "model", device="cpu", dtype="float32", max_sequences=64)
-        tokenizer = Tokenizer.from_folder(self.out / "tokenizer")
-        found = score(self.out / "corpus", tokenizer, bases, chat)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        corpus = self.out / "corpus"
+        earlier = {} if self.earlier is None else _json(self.earlier / SCORES)
+        folders = {name: self.out / name / "model" for name in RUNS}
+        if self.earlier is None or all(folders[name].exists() for name in BASES):
+            bases = {name: load_model(folders[name], dtype="float32") for name in BASES}
+            tokenizer = Tokenizer.from_folder(self.out / "tokenizer")
+            of_bases = {"measured": today} | score_bases(corpus, tokenizer, bases)
+        else:
+            of_bases = earlier["bases"]
+        tuned = {}
+        for name in ("sft", "fill"):
+            llm = LLM(folders[name], device="cpu", dtype="float32", max_sequences=64)
+            tuned[name] = {"measured": today} | score_tuned(corpus, llm)
+        runs = {}
+        for name in RUNS:
+            is_here = self.earlier is None or (self.out / name / METRICS_FILE).exists()
+            runs[name] = run_figures(self.out / name) if is_here else earlier["runs"][name]
+        found = {"runs": runs, "bases": of_bases, **tuned}
         (self.out / "scores").mkdir(exist_ok=True)
         path = self.out / "scores" / SCORES
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -121,11 +160,9 @@ class Build:
     def card(self) -> None:
         """Put the tuned model, its card and the list of files into one folder."""
         final = self.out / "card"
-        shutil.copytree(self.out / "sft" / "model", final, dirs_exist_ok=True)
-        shutil.copy(self.out / "corpus" / FILES, final)
-        scores = json.loads((self.out / "scores" / SCORES).read_text(encoding="utf-8"))
-        runs = {name: self.out / name for name in ("pretrain", "dense", "sft")}
-        write_card(final, scores, runs)
+        shutil.copytree(self.out / "fill" / "model", final, dirs_exist_ok=True)
+        shutil.copy((self.earlier or self.out / "corpus") / FILES, final)
+        write_card(final, _json(self.out / "scores" / SCORES))
 
     def _train(self, name: str) -> None:
         recipe = Path(__file__).with_name(f"{name}.yaml")
@@ -136,8 +173,14 @@ class Build:
                 "data.validation": "conversations/validation",
                 "start_from": "pretrain/model",
             },
+            "fill": {
+                "data.train": "gaps/train",
+                "data.validation": "gaps/validation",
+                "start_from": "sft/model",
+            },
         }
-        places = moved["sft" if name == "sft" else "pretrain"] | {"tokenizer": "tokenizer"}
+        moved["dense"] = moved["pretrain"]
+        places = moved[name] | {"tokenizer": "tokenizer"}
         changes = [f"{key}={json.dumps(str(self.out / place))}" for key, place in places.items()]
         run(load_recipe(recipe, [*changes, f"device={self.device}"]), self.out / name)
 
@@ -149,20 +192,32 @@ class Build:
 STEPS: tuple[tuple[str, Callable[[Build], None]], ...] = (
     ("corpus", Build.corpus), ("tokenizer", Build.tokenizer), ("shards", Build.shards),
     ("pretrain", Build.pretrain), ("dense", Build.dense), ("conversations", Build.conversations),
-    ("sft", Build.sft), ("scores", Build.scores), ("card", Build.card),
+    ("sft", Build.sft), ("gaps", Build.gaps), ("fill", Build.fill), ("scores", Build.scores),
+    ("card", Build.card),
 )  # fmt: skip
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of all steps.")] = Path("runs/pocket"),
     device: Annotated[str, typer.Option(help="auto, cpu or cuda, for training.")] = "auto",
     until: Annotated[str, typer.Option(help="The last step to do.")] = "card",
+    earlier: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a finished model that OUT goes on from. Only files that it lists are "
+            "taken, and what only its runs could tell is taken from its scores."
+        ),
+    ] = None,
 ) -> None:
     """Build pocket; the model with its card is then in OUT/card."""
     names = [name for name, _ in STEPS]
     if until not in names:
         raise typer.BadParameter(f"{until!r}, allowed are {', '.join(names)}")
-    build = Build(out, device)
+    build = Build(out, device, earlier)
     out.mkdir(parents=True, exist_ok=True)
     for name, step in STEPS[: names.index(until) + 1]:
         if build.marker(name).exists():

@@ -126,8 +126,17 @@ def topics() -> Iterator[tuple[str, str]]:
         yield ("validation" if held_out(text, VALIDATION_SHARE) else "train"), text
 
 
-def write_corpus(folder: Path) -> Path:
+def digests_of(listing: Path) -> set[str]:
+    """The digests in a ``files.tsv``."""
+    lines = listing.read_text(encoding="utf-8").splitlines()
+    return {line.split("\t")[2] for line in lines}
+
+
+def write_corpus(folder: Path, only: Path | None = None) -> Path:
     """Write ``folder/{train,validation}/{code,prose,arithmetic}.jsonl`` and ``files.tsv``.
+
+    Args:
+        only: the ``files.tsv`` of an earlier corpus, beside which no file is taken.
 
     Returns:
         The list of files: owner, name, the first 16 digits of its SHA-256, split.
@@ -139,9 +148,12 @@ def write_corpus(folder: Path) -> Path:
         for split in SPLITS
         for kind in ("code", "prose")
     }
+    known = None if only is None else digests_of(only)
     listing = folder / "files.tsv"
     with listing.open("w", encoding="utf-8") as lines:
         for file in source_files():
+            if known is not None and file.digest[:16] not in known:
+                continue
             lines.write(f"{file.owner}\t{file.name}\t{file.digest[:16]}\t{file.split}\n")
             kind = "code" if file.is_code else "prose"
             _append(outputs[file.split, kind], file.text)

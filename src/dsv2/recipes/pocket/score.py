@@ -1,4 +1,4 @@
-"""What pocket's card states: bits per byte, parseable functions, sums, expert load."""
+"""What pocket's card states: bits per byte, expert load, functions, sums, filled gaps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from dsv2.recipes.pocket.arithmetic import problems
 from dsv2.recipes.pocket.conversations import ASK_FUNCTION, read_functions
 from dsv2.recipes.pocket.corpus import texts_of
 from dsv2.recipes.pocket.functions import Function, parses
-from dsv2.tokenizer import Tokenizer
+from dsv2.recipes.pocket.gaps import SHOWN, Gap, GapMaker, code_of
+from dsv2.tokenizer import Tokenizer, chat_format
 from dsv2.training.losses import next_token_loss
 
 GREEDY = SamplingParams(max_tokens=320, temperature=0.0)
 SAMPLE_BYTES = 1_200_000
 """Held-out text of each kind that bits per byte are measured on; more changes little."""
+GAPS = {"single": (200, 48), "multi": (100, 160)}
+"""Held-out gaps of each kind, and the tokens that an answer may have."""
 
 _NUMBER = re.compile(r"-?\d+")
 _FENCE = re.compile(r"```(?:python)?\n(.*?)(?:```|\Z)", re.S)
@@ -161,17 +164,67 @@ def held_out_functions(corpus: Path) -> list[Function]:
     return [function for function in found if function.body not in known]
 
 
-def score(
-    corpus: Path, tokenizer: Tokenizer, bases: dict[str, Transformer], chat: LLM
-) -> dict[str, Any]:
-    """All figures of the card.
+def held_out_gaps(corpus: Path) -> dict[str, list[Gap]]:
+    """Gaps of held-out files: one line or the rest of one, and two to eight lines or a body.
 
-    Args:
-        corpus: the folder that :func:`dsv2.recipes.pocket.corpus.write_corpus` wrote.
-        tokenizer: of all models.
-        bases: the pre-trained models to compare by bits per byte, by name.
-        chat: the tuned model.
+    Around each stand the lines that fit :data:`SHOWN` characters.
     """
+    found: dict[str, list[Gap]] = {name: [] for name in GAPS}
+    texts = set(texts_of(corpus / "validation" / "code.jsonl"))
+    for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()):
+        if (code := code_of(text)) is None or not code.code:
+            continue
+        maker = GapMaker(f"score {hashlib.sha256(text.encode()).hexdigest()}")
+        for name, make in (
+            ("single", maker.rest_of_line),
+            ("single", maker.one_line),
+            ("multi", maker.lines),
+            ("multi", maker.body),
+        ):
+            span = make(code)
+            wanted, budget = GAPS[name]
+            if span is not None and len(found[name]) < wanted:
+                gap = _shown(text, *span)
+                lines = gap.middle.strip().count("\n") + 1
+                fits = len(gap.middle) < 2 * budget and (name == "single") == (lines == 1)
+                if fits and any(map(str.isalnum, gap.middle)):
+                    found[name].append(gap)
+    return found
+
+
+def _shown(text: str, start: int, stop: int) -> Gap:
+    first = 0 if start <= SHOWN else text.find("\n", start - SHOWN) + 1
+    last = len(text) if len(text) - stop <= SHOWN else text.rfind("\n", 0, stop + SHOWN) + 1
+    return Gap(text, start, stop, min(first, start), max(last, stop))
+
+
+def gaps_filled(llm: LLM, gaps: dict[str, list[Gap]]) -> dict[str, Any]:
+    """For each kind of gap the shares filled as in the file, so that it parses, and to an end.
+
+    An answer that its tokens cut off counts as it is; an empty one does not parse.
+    """
+    chat = chat_format(llm.tokenizer.chat_format_name, llm.tokenizer)
+    result = {}
+    for name, some in gaps.items():
+        params = SamplingParams(max_tokens=GAPS[name][1], temperature=0.0)
+        done = llm.generate([chat.fim(gap.prefix, gap.suffix) for gap in some], params)
+        pairs = list(zip(some, done, strict=True))
+        exact = sum(one.text.rstrip() == gap.middle for gap, one in pairs)
+        parse = sum(bool(one.text.strip()) and parses(gap.filled(one.text)) for gap, one in pairs)
+        ended = sum(one.finish_reason == "stop" for one in done)
+        result[name] = {
+            "asked": len(some),
+            "exact": exact / len(some),
+            "parse": parse / len(some),
+            "ended": ended / len(some),
+        }
+    return result
+
+
+def score_bases(
+    corpus: Path, tokenizer: Tokenizer, bases: dict[str, Transformer]
+) -> dict[str, Any]:
+    """Bits per byte of the pre-trained models, by name, and the experts' load."""
     result: dict[str, Any] = {}
     for kind in ("code", "prose"):
         texts = sample_of(texts_of(corpus / "validation" / f"{kind}.jsonl"), SAMPLE_BYTES)
@@ -184,8 +237,15 @@ def score(
                 result["expert_load"] = {"max": float(load.max()), "min": float(load.min())}
         size = sum(len(text.encode()) for text in texts)
         result[kind] = asdict(Compression(size, found, xz_bits_per_byte(texts)))
-    functions = held_out_functions(corpus)
-    result["completions"] = completions_parse(chat, functions)
-    result["requests"] = requests_parse(chat, functions)
-    result["arithmetic"] = sums_right(chat)
     return result
+
+
+def score_tuned(corpus: Path, llm: LLM) -> dict[str, Any]:
+    """What a tuned model does with held-out functions, sums and gaps."""
+    functions = held_out_functions(corpus)
+    return {
+        "completions": completions_parse(llm, functions),
+        "requests": requests_parse(llm, functions),
+        "arithmetic": sums_right(llm),
+        "fill": gaps_filled(llm, held_out_gaps(corpus)),
+    }
