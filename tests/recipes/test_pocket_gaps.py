@@ -28,7 +28,7 @@ from dsv2.recipes.pocket.gaps import (
 )
 from dsv2.recipes.pocket.idioms import IDIOMS
 from dsv2.recipes.pocket.score import gaps_filled, held_out_gaps
-from dsv2.tokenizer import Tokenizer
+from dsv2.tokenizer import Tokenizer, chat_format
 from dsv2.training.prepare import PrepareConfig, Source, prepare
 from dsv2.training.shards import TokenDataset
 from tests.text import sources, train_tiny
@@ -169,18 +169,21 @@ def test_gaps_become_shards_whose_mask_is_the_middle(corpus: Path, tmp_path: Pat
 
 
 def test_held_out_gaps_are_the_same_each_time_and_scored(corpus: Path, tiny_folder: Path) -> None:
-    found = held_out_gaps(corpus)
-    assert found == held_out_gaps(corpus)
+    llm = LLM(tiny_folder, device="cpu", dtype="float32", backend="torch")
+    chat = chat_format("v2.5", llm.tokenizer)
+    found = held_out_gaps(corpus, chat, 10_000)
+    assert found == held_out_gaps(corpus, chat, 10_000)
     assert all("\n" not in gap.middle.strip() for gap in found["single"])
     assert all("\n" in gap.middle.strip() for gap in found["multi"])
     for gap in (*found["single"], *found["multi"]):
         assert parses(gap.filled(gap.middle))
         assert max(len(gap.prefix), len(gap.suffix)) <= SHOWN
+    fewer = held_out_gaps(corpus, chat, 1400)["single"]
+    assert 0 < len(fewer) < len(found["single"])
     few = {
         name: [replace(gap, first=gap.start, last=gap.stop) for gap in gaps[:2]]
         for name, gaps in found.items()
     }
-    llm = LLM(tiny_folder, device="cpu", dtype="float32", backend="torch")
-    for figures in gaps_filled(llm, few).values():
+    for figures in gaps_filled(llm, chat, few).values():
         assert figures["asked"] == 2
         assert all(0 <= figures[name] <= 1 for name in ("exact", "parse", "ended"))

@@ -22,7 +22,7 @@ from dsv2.recipes.pocket.conversations import ASK_FUNCTION, read_functions
 from dsv2.recipes.pocket.corpus import texts_of
 from dsv2.recipes.pocket.functions import Function, parses
 from dsv2.recipes.pocket.gaps import SHOWN, Gap, GapMaker, code_of
-from dsv2.tokenizer import Tokenizer, chat_format
+from dsv2.tokenizer import ChatFormat, Tokenizer, chat_format
 from dsv2.training.losses import next_token_loss
 
 GREEDY = SamplingParams(max_tokens=320, temperature=0.0)
@@ -164,10 +164,11 @@ def held_out_functions(corpus: Path) -> list[Function]:
     return [function for function in found if function.body not in known]
 
 
-def held_out_gaps(corpus: Path) -> dict[str, list[Gap]]:
+def held_out_gaps(corpus: Path, chat: ChatFormat, context: int) -> dict[str, list[Gap]]:
     """Gaps of held-out files: one line or the rest of one, and two to eight lines or a body.
 
-    Around each stand the lines that fit :data:`SHOWN` characters.
+    Around each stand the lines that fit :data:`SHOWN` characters; gaps that ask for more tokens
+    than ``context`` are left out.
     """
     found: dict[str, list[Gap]] = {name: [] for name in GAPS}
     texts = set(texts_of(corpus / "validation" / "code.jsonl"))
@@ -186,8 +187,9 @@ def held_out_gaps(corpus: Path) -> dict[str, list[Gap]]:
             if span is not None and len(found[name]) < wanted:
                 gap = _shown(text, *span)
                 lines = gap.middle.strip().count("\n") + 1
-                fits = len(gap.middle) < 2 * budget and (name == "single") == (lines == 1)
-                if fits and any(map(str.isalnum, gap.middle)):
+                size = len(chat.fim(gap.prefix, gap.suffix)) + budget
+                fits = size <= context and len(gap.middle) < 2 * budget
+                if fits and (name == "single") == (lines == 1) and gap.middle.strip("()[]{}:, \n"):
                     found[name].append(gap)
     return found
 
@@ -198,12 +200,11 @@ def _shown(text: str, start: int, stop: int) -> Gap:
     return Gap(text, start, stop, min(first, start), max(last, stop))
 
 
-def gaps_filled(llm: LLM, gaps: dict[str, list[Gap]]) -> dict[str, Any]:
+def gaps_filled(llm: LLM, chat: ChatFormat, gaps: dict[str, list[Gap]]) -> dict[str, Any]:
     """For each kind of gap the shares filled as in the file, so that it parses, and to an end.
 
     An answer that its tokens cut off counts as it is; an empty one does not parse.
     """
-    chat = chat_format(llm.tokenizer.chat_format_name, llm.tokenizer)
     result = {}
     for name, some in gaps.items():
         params = SamplingParams(max_tokens=GAPS[name][1], temperature=0.0)
@@ -243,9 +244,10 @@ def score_bases(
 def score_tuned(corpus: Path, llm: LLM) -> dict[str, Any]:
     """What a tuned model does with held-out functions, sums and gaps."""
     functions = held_out_functions(corpus)
+    chat = chat_format(llm.tokenizer.chat_format_name, llm.tokenizer)
     return {
         "completions": completions_parse(llm, functions),
         "requests": requests_parse(llm, functions),
         "arithmetic": sums_right(llm),
-        "fill": gaps_filled(llm, held_out_gaps(corpus)),
+        "fill": gaps_filled(llm, chat, held_out_gaps(corpus, chat, llm.limits.max_context)),
     }
