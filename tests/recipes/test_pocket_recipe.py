@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from dsv2 import LLM
-from dsv2.checkpoint.hub import pocket_folder
+from dsv2.checkpoint.hub import ModelNotFoundError, pocket_folder
 from dsv2.model.transformer import Transformer
 from dsv2.ragged import RaggedBatch
+from dsv2.recipes.pocket import __main__ as steps
 from dsv2.recipes.pocket import basics, corpus
 from dsv2.recipes.pocket.arithmetic import Problem, problems
 from dsv2.recipes.pocket.card import run_figures, write_card
@@ -202,3 +203,34 @@ def test_the_card_is_written_from_the_scores_alone(tmp_path: Path) -> None:
         assert words in card
     assert "{" not in card
     assert json.loads((tmp_path / "scores.json").read_text(encoding="utf-8")) == scores
+
+
+def test_the_last_steps_go_on_from_a_finished_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gaps = {"asked": 2, "exact": 0.5, "parse": 0.5, "ended": 1.0}
+    task = {"asked": 2, "share": 0.5}
+    found = {"completions": task, "requests": task, "arithmetic": task,
+             "fill": {"single": gaps, "multi": gaps}}  # fmt: skip
+    monkeypatch.setattr(steps, "LLM", lambda folder, **options: folder.parent.name)
+    monkeypatch.setattr(steps, "score_tuned", lambda corpus, llm: found | {"model": llm})
+    (tmp_path / "fill" / "model").mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "fill" / "model" / name).symlink_to(pocket_folder() / name)
+    line = {"tokens": 9, "step": 1, "loss": 1.0, "validation_loss": 2.0}
+    (tmp_path / "fill" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    build = steps.Build(tmp_path, "cpu", pocket_folder())
+    build.before()
+    build.scores()
+    build.card()
+    earlier = json.loads((pocket_folder() / "scores.json").read_text(encoding="utf-8"))
+    scores = json.loads((tmp_path / "card" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["bases"] == earlier["bases"]
+    assert scores["runs"]["pretrain"] == earlier["runs"]["pretrain"]
+    assert scores["runs"]["fill"] == line
+    assert [scores[name]["model"] for name in ("sft", "fill")] == ["sft", "fill"]
+    assert (tmp_path / "card" / "files.tsv").read_bytes() == (
+        pocket_folder() / "files.tsv"
+    ).read_bytes()
+    with pytest.raises(ModelNotFoundError, match="pretrain"):
+        steps.Build(tmp_path, "cpu").scores()

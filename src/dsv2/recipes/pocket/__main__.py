@@ -132,29 +132,28 @@ class Build:
         """Go on with the gaps, which fine-tuning on conversations alone made pocket forget."""
         self._train("fill")
 
+    def before(self) -> None:
+        """Measure the model that the gaps are to change."""
+        self._measure("sft")
+
     def scores(self) -> None:
         """Measure what the card states."""
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        corpus = self.out / "corpus"
+        self._measure("fill")
         earlier = {} if self.earlier is None else _json(self.earlier / SCORES)
-        folders = {name: self.out / name / "model" for name in RUNS}
-        if self.earlier is None or all(folders[name].exists() for name in BASES):
-            bases = {name: load_model(folders[name], dtype="float32") for name in BASES}
+        folders = {name: self.out / name / "model" for name in BASES}
+        if self.earlier is None or all(folder.exists() for folder in folders.values()):
+            bases = {name: load_model(folder, dtype="float32") for name, folder in folders.items()}
             tokenizer = Tokenizer.from_folder(self.out / "tokenizer")
-            of_bases = {"measured": today} | score_bases(corpus, tokenizer, bases)
+            of_bases = {"measured": _today()} | score_bases(self.out / "corpus", tokenizer, bases)
         else:
             of_bases = earlier["bases"]
-        tuned = {}
-        for name in ("sft", "fill"):
-            llm = LLM(folders[name], device="cpu", dtype="float32", max_sequences=64)
-            tuned[name] = {"measured": today} | score_tuned(corpus, llm)
         runs = {}
         for name in RUNS:
             is_here = self.earlier is None or (self.out / name / METRICS_FILE).exists()
             runs[name] = run_figures(self.out / name) if is_here else earlier["runs"][name]
-        found = {"runs": runs, "bases": of_bases, **tuned}
-        (self.out / "scores").mkdir(exist_ok=True)
         path = self.out / "scores" / SCORES
+        tuned = {name: _json(path.with_name(f"{name}.json")) for name in ("sft", "fill")}
+        found = {"runs": runs, "bases": of_bases, **tuned}
         path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def card(self) -> None:
@@ -163,6 +162,13 @@ class Build:
         shutil.copytree(self.out / "fill" / "model", final, dirs_exist_ok=True)
         shutil.copy((self.earlier or self.out / "corpus") / FILES, final)
         write_card(final, _json(self.out / "scores" / SCORES))
+
+    def _measure(self, name: str) -> None:
+        llm = LLM(self.out / name / "model", device="cpu", dtype="float32", max_sequences=64)
+        found = {"measured": _today()} | score_tuned(self.out / "corpus", llm)
+        (self.out / "scores").mkdir(exist_ok=True)
+        path = self.out / "scores" / f"{name}.json"
+        path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
     def _train(self, name: str) -> None:
         recipe = Path(__file__).with_name(f"{name}.yaml")
@@ -192,9 +198,13 @@ class Build:
 STEPS: tuple[tuple[str, Callable[[Build], None]], ...] = (
     ("corpus", Build.corpus), ("tokenizer", Build.tokenizer), ("shards", Build.shards),
     ("pretrain", Build.pretrain), ("dense", Build.dense), ("conversations", Build.conversations),
-    ("sft", Build.sft), ("gaps", Build.gaps), ("fill", Build.fill), ("scores", Build.scores),
-    ("card", Build.card),
+    ("sft", Build.sft), ("before", Build.before), ("gaps", Build.gaps), ("fill", Build.fill),
+    ("scores", Build.scores), ("card", Build.card),
 )  # fmt: skip
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()
 
 
 def _json(path: Path) -> dict[str, Any]:
