@@ -14,20 +14,17 @@ from dsv2.recipes.pocket.functions import parses
 from dsv2.recipes.pocket.gaps import (
     LINES,
     SHOWN,
-    Code,
     Gap,
     GapMaker,
-    basic_snippets,
-    code_of,
     gaps_of,
     is_copy,
     long_lines,
-    plain,
-    snippets_of,
     write_gaps,
 )
 from dsv2.recipes.pocket.idioms import IDIOMS
+from dsv2.recipes.pocket.python_code import Code, code_of
 from dsv2.recipes.pocket.score import gaps_filled, held_out_gaps
+from dsv2.recipes.pocket.snippets import basic_snippets, plain, snippets_of
 from dsv2.tokenizer import Tokenizer, chat_format
 from dsv2.training.prepare import PrepareConfig, Source, prepare
 from dsv2.training.shards import TokenDataset

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import math
 import random
 import re
-import textwrap
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsv2.recipes.pocket import basics as basics_module
 from dsv2.recipes.pocket.corpus import texts_of
-from dsv2.recipes.pocket.idioms import IDIOMS
+from dsv2.recipes.pocket.python_code import Code, code_of
+from dsv2.recipes.pocket.snippets import SNIPPET_LINES, basic_snippets, snippets_of
 
 SHOWN = 1500
 """Characters that a gap's prefix, and its suffix, hold at most."""
 LINES = 8
 BODY_LINES = 12
 BODY_CHARS = 700
-SNIPPET_LINES = 40
 CHARS_PER_GAP = 2600
 """Of a file; larger files have more gaps, up to GAPS_PER_FILE."""
 GAPS_PER_FILE = 20
@@ -35,8 +31,6 @@ _TOKEN = re.compile(r"\w+|[^\w\s]|\s+")
 _HEADER = re.compile(r"[ \t]*(?:async )?def \w")
 _OPENING = re.compile(r"[ \t]*((?:async )?def|class) \w")
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
-_NAMES = ("a", "b", "c", "x", "y", "n", "m", "values", "numbers", "items", "data", "text", "word",
-          "name", "key", "left", "right", "first", "second", "size", "count", "result")  # fmt: skip
 
 Span = tuple[int, int]
 
@@ -81,67 +75,6 @@ class Gap:
     def record(self) -> dict[str, str]:
         """What ``prepare`` reads."""
         return {"prefix": self.prefix, "middle": self.middle, "suffix": self.suffix}
-
-
-class Code:
-    """A Python text, and which of its lines are code rather than documentation.
-
-    Raises:
-        SyntaxError: it is not Python.
-    """
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                self.tree = ast.parse(text)
-            except (ValueError, RecursionError, MemoryError) as error:
-                raise SyntaxError(str(error)) from error
-        # Lines as ast counts them: a form feed ends none.
-        self.lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-        self.starts = [0]
-        for line in self.lines:
-            self.starts.append(self.starts[-1] + len(line))
-        documentation = set(_documentation(self.tree))
-        self.code = [
-            number
-            for number, line in enumerate(self.lines)
-            if number + 1 not in documentation
-            and len(line) <= 120
-            and line.strip()
-            and not line.lstrip().startswith("#")
-        ]
-
-    def bounds(self, number: int) -> tuple[int, int, int]:
-        """Where a line begins, where its words begin and where they end."""
-        line = self.lines[number]
-        start = self.starts[number]
-        indent = len(line) - len(line.lstrip())
-        return start, start + indent, start + len(line.rstrip())
-
-    def indent(self, number: int) -> int:
-        """Columns before the words of a line."""
-        return len(self.lines[number]) - len(self.lines[number].lstrip())
-
-    def block_end(self, number: int, indent: int, limit: int) -> int:
-        """The last of at most ``limit`` lines from ``number`` that are indented so far or more."""
-        last = number
-        for place in range(number, min(number + limit, len(self.lines))):
-            if not self.lines[place].strip():
-                continue
-            if self.indent(place) < indent:
-                break
-            last = place
-        return last
-
-
-def _documentation(tree: ast.AST) -> Iterator[int]:
-    """The lines of strings that are statements."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.Expr(value=ast.Constant(value=str())):
-                yield from range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 class GapMaker:
@@ -316,69 +249,6 @@ def _opening_before(code: Code, start: int) -> int | None:
             words = code.bounds(number)[1]
             return words if words <= start else None
     return None
-
-
-def code_of(text: str) -> Code | None:
-    """``text`` as code, or None when it is no Python."""
-    try:
-        return Code(text)
-    except SyntaxError:
-        return None
-
-
-def snippets_of(code: Code) -> list[str]:
-    """The short functions and classes of a text, each as if it stood alone."""
-    found = []
-    for node in ast.walk(code.tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            lines = code.lines[node.lineno - 1 : node.end_lineno]
-            if 2 < len(lines) <= SNIPPET_LINES:
-                found.append(textwrap.dedent("".join(lines)))
-    return found
-
-
-def plain(source: str, dice: random.Random) -> str:
-    """A function without annotations and docstrings, and with other names for its parameters."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-            for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-                argument.annotation = None
-            if ast.get_docstring(node) is not None and len(node.body) > 1:
-                del node.body[0]
-    text = ast.unparse(tree) + "\n"
-    if dice.random() < 0.5:
-        return text
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    used |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.arg) and node.arg not in ("self", "args", "kwargs"):
-            free = [name for name in _NAMES if name not in used]
-            if free:
-                used.add(name := dice.choice(free))
-                text = re.sub(rf"(?<![.\w]){node.arg}\b", name, text)
-    return text
-
-
-def basic_snippets(dice: random.Random) -> Iterator[str]:
-    """The basics as they are and as they are typed in haste, and the idioms."""
-    source = Path(str(basics_module.__file__)).read_text(encoding="utf-8")
-    functions = [
-        ast.get_source_segment(source, node) or ""
-        for node in ast.parse(source).body
-        if isinstance(node, ast.FunctionDef)
-    ]
-    yield from (f"{text}\n" for text in functions)
-    for text in functions:
-        yield plain(text, dice)
-        yield plain(text, dice)
-    for text in IDIOMS:
-        yield text
-        yield text
-    for _ in range(50):
-        some = dice.sample(functions, 3)
-        yield "\n\n".join(plain(text, dice) for text in some)
 
 
 def long_lines(text: str) -> set[int]:

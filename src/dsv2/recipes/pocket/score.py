@@ -21,7 +21,8 @@ from dsv2.recipes.pocket.arithmetic import problems
 from dsv2.recipes.pocket.conversations import ASK_FUNCTION, read_functions
 from dsv2.recipes.pocket.corpus import texts_of
 from dsv2.recipes.pocket.functions import Function, parses
-from dsv2.recipes.pocket.gaps import SHOWN, Gap, GapMaker, code_of
+from dsv2.recipes.pocket.gaps import SHOWN, Gap, GapMaker
+from dsv2.recipes.pocket.python_code import code_of
 from dsv2.tokenizer import ChatFormat, Tokenizer, chat_format
 from dsv2.training.losses import next_token_loss
 
