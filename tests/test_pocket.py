@@ -13,6 +13,7 @@ from dsv2.checkpoint.hub import pocket_folder
 from dsv2.model.config import ModelConfig
 from dsv2.model.counts import count
 from dsv2.recipes.pocket.arithmetic import problems
+from dsv2.tokenizer import chat_format
 
 FOLDER = pocket_folder()
 
@@ -36,11 +37,16 @@ def test_the_card_states_what_was_measured() -> None:
     scores = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))
     counts = count(ModelConfig.from_file(FOLDER / "config.json"))
     assert f"{counts.total:,}, of which {counts.active:,}" in card
-    code, tuned = scores["bases"]["code"], scores["sft"]
+    code, tuned = scores["bases"]["code"], scores["fill"]
     assert code["bits_per_byte"]["pretrain"] < code["xz"]
     assert code["bits_per_byte"]["pretrain"] < code["bits_per_byte"]["dense"]
     assert tuned["arithmetic"]["share"] >= 0.9
     assert tuned["completions"]["share"] >= 0.7
+    for kind, before in scores["sft"]["fill"].items():
+        after = tuned["fill"][kind]
+        assert after["ended"] >= 0.8
+        assert after["parse"] >= 0.5 > before["parse"]
+    assert tuned["fill"]["single"]["exact"] >= 0.1
     for figure in (code["bits_per_byte"]["pretrain"], code["xz"]):
         assert f"{figure:.3f}" in card
 
@@ -92,6 +98,27 @@ def test_it_remembers_earlier_turns(llm: LLM) -> None:
     ]
     done = llm.chat(messages, SamplingParams(max_tokens=20, temperature=0.0))[0]
     assert "57" in done.text
+
+
+def test_it_fills_gaps_and_ends(llm: LLM) -> None:
+    chat = chat_format(llm.tokenizer.chat_format_name, llm.tokenizer)
+    cases = (
+        ("def add(a, b):\n    return ", "\n", "a + b"),
+        ("def is_odd(n):\n    return n % 2 == ", "\n", "1"),
+        ("def reverse(text):\n    return text[", "]\n", "::-1"),
+        ("for i in range(n):\n    total ", "\n", "+= i"),
+        (
+            "class Stack:\n    def __init__(self):\n        self.items = []\n\n"
+            "    def push(self, item):\n        ",
+            "\n\n    def pop(self):\n        return self.items.pop()\n",
+            "self.items.append(item)",
+        ),
+    )
+    prompts = [chat.fim(prefix, suffix) for prefix, suffix, _ in cases]
+    done = llm.generate(prompts, SamplingParams(max_tokens=24, temperature=0.0))
+    assert {one.finish_reason for one in done} == {"stop"}
+    right = [one.text == wanted for one, (_, _, wanted) in zip(done, cases, strict=True)]
+    assert sum(right) >= 4, [one.text for one in done]
 
 
 def test_the_folder_holds_nothing_else() -> None:

@@ -26,9 +26,9 @@ def test_the_model_fills_a_gap(server: Running, visit: Open) -> None:
     code.press("Control+Enter")
     expect(page.get_by_role("status").filter(has_text="filled in")).to_be_visible()
     filled = code.input_value()
-    assert filled.startswith("def add(a, b):\n    return ") and len(filled) > 30
+    assert filled == "def add(a, b):\n    return a + b"
     marked = "".join(page.locator("pre .filled").all_inner_texts())
-    assert filled == "def add(a, b):\n    return " + marked
+    assert marked == "a + b"
     page.get_by_role("button", name="Undo").click()
     expect(code).to_have_value("def add(a, b):\n    return ")
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -68,20 +67,8 @@ def colour_tokens(page: Page) -> None:
 
 
 def fill_in(page: Page) -> None:
-    """What the shipped model, which learnt from no such gaps, does not write."""
-    page.route("**/api/chat/fill", lambda route: route.fulfill(
-        content_type="text/event-stream", body=event("delta", text=FILLED) + event("done", **DONE),
-    ))  # fmt: skip
+    page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name="Fill in").click()
-
-
-FILLED = "a, b = 0, 1\n    for _ in range(n):\n        a, b = b, a + b"
-USED = {"prompt_tokens": 52, "cached_tokens": 0, "completion_tokens": 32, "seconds": 0.3}
-DONE = {"usage": USED, "finish": "stop"}
-
-
-def event(name: str, **data: Any) -> str:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n"
 
 
 def watch_engines(page: Page) -> None:

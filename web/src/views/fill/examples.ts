@@ -18,7 +18,9 @@ export const EXAMPLES: Example[] = [
     'python',
     `def fibonacci(n: int) -> int:
     """The nth Fibonacci number, from 0."""
-    ▮
+    a, b = 0, 1
+    for _ in range(n):
+        ▮
     return a
 
 
