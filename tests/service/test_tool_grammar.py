@@ -58,10 +58,11 @@ def test_a_model_can_do_nothing_but_call(llm: LLM, many: bool) -> None:
     counts: set[int] = set()
     for done in llm.generate(["Go!"] * len(params), params):
         text, calls, _ = read(list(done.token_ids))
-        assert text == ""
-        # Of many calls the last may be cut by the number of tokens; the others are whole.
+        # Of many calls the last may be cut by the number of tokens, even before its name, and is
+        # text then; the others are whole.
+        assert text in (("",) if done.finish_reason == "stop" else ("", "function"))
         assert done.finish_reason == "stop" or (many and len(calls) > 1)
-        whole = calls if done.finish_reason == "stop" else calls[:-1]
+        whole = calls if done.finish_reason == "stop" or text else calls[:-1]
         assert whole
         for name, arguments in whole:
             seen.add(name)
