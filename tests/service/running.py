@@ -188,17 +188,17 @@ def usage(pid: int) -> tuple[int, float]:
 
 def usage_beside_cache(pid: int) -> tuple[int, float]:
     """The same without the engine's cache, whose blocks take memory at their first use."""
-    files, resident = os.listdir(f"/proc/{pid}/fd"), 0
-    is_cache = False
+    files, resident = usage(pid)
+    is_nameless = is_large = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         words = line.split()
         if not words[0].endswith(":"):  # a mapping begins: addresses, rights, offset, device, inode
             is_nameless = len(words) == 5
         elif words[0] == "Size:":
-            is_cache = is_nameless and int(words[1]) >= 100 * 1024
-        elif words[0] == "Rss:" and not is_cache:
-            resident += int(words[1])
-    return len(files), resident / 1024
+            is_large = int(words[1]) >= 100 * 1024
+        elif words[0] == "Rss:" and is_nameless and is_large:
+            resident -= int(words[1]) / 1024
+    return files, resident
 
 
 @contextmanager

@@ -93,9 +93,11 @@ def test_sigterm_interrupts_what_does_not_end_in_time(tmp_path: Path) -> None:
         next(events)
         engine = server.engine_pid
         os.kill(engine, signal.SIGSTOP)  # or the answer might end in time
-        server.process.terminate()
-        *_, (name, done) = events
-        os.kill(engine, signal.SIGCONT)
+        try:
+            server.process.terminate()
+            *_, (name, done) = events
+        finally:
+            os.kill(engine, signal.SIGCONT)
         assert name == "done" and done["failure"]["code"] == "interrupted" and done["content"]
         server.process.wait(30)
     with running(data) as server:
