@@ -133,6 +133,27 @@ def test_attention_equals_the_reference(
         close(held[0][written], held[1][written], TOLERANCE[weights] + tolerance)
 
 
+@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("executor", executors())
+def test_a_long_prompt_of_scores_far_apart_equals_the_reference(
+    executor: CpuExecutor, weights: str
+) -> None:
+    """More keys than are expanded at once, and maxima that move from block to block."""
+    layer = Draw(weights).attention(rope=32, heads=8)
+    layer = replace(layer, shape=replace(layer.shape, scale=1.0))
+    draw = Draw("float32", seed=3)
+    for prompt, past in ((1300, 0), (90, 1111)):
+        batch = paged_batch([prompt], [past], [False])
+        x = draw.normal(prompt, 128)
+        kept = [fresh_cache(layer, "bfloat16", batch.block_table.numel()) for _ in range(2)]
+        for one in kept:
+            if past:
+                one.copy_(Draw("float32").normal(*one.shape))
+        found = [attend(e, layer, [(batch, x)], cache, cache_format="bfloat16")
+                 for e, cache in zip((executor, REFERENCE), kept, strict=True)]  # fmt: skip
+        close(*found, 2e-2)
+
+
 def fresh_cache(layer: AttentionLayer, cache_format: str, blocks: int = 18) -> Tensor:
     """Blocks hold what an earlier owner left, which may be anything."""
     kind = latent_format(cache_format)

@@ -6,6 +6,7 @@
 #include "flash_bytes.h"
 #include "matmul.h"
 #include "pool.h"
+#include "prompt_tiles.h"
 
 namespace dsv2 {
 namespace {
@@ -22,6 +23,7 @@ template <class V, bool bf16>
 class Attention {
   using Kernel = Flash<V, bf16>;
   using Bytes = FlashBytes<V>;
+  using Tiles = PromptTiles<V>;
   using Element = typename Kernel::Element;
   static constexpr Format kElement = bf16 ? Format::kBf16 : Format::kF32;
 
@@ -177,11 +179,53 @@ class Attention {
     return set;
   }
 
+  // Whether prompts have a kernel of their own, with its own order of keys, values and queries.
+  bool prompt_tiles() const {
+    if constexpr (on_tiles()) {
+      return Tiles::takes(layer_.nope, layer_.rope, layer_.w_uk->format, layer_.w_uv->format);
+    }
+    return false;
+  }
+  int block_keys() const { return prompt_tiles() ? Tiles::kBlock : kPage; }
+  static constexpr size_t kernel_scratch() {
+    if constexpr (on_tiles()) return Tiles::kScratch > Kernel::kScratch ? Tiles::kScratch : Kernel::kScratch;
+    return Kernel::kScratch;
+  }
+
+  // Columns [column, column + count) of `number` expanded keys, or values, of a head from `key` on:
+  // x[number][stride].
+  void put_keys(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const {
+    Element* keys = keys_ + static_cast<size_t>(head) * kStretch * key_width_;
+    if constexpr (on_tiles()) {
+      if (prompt_tiles()) return Tiles::put_keys(keys, key, number, key_width_, column, x, stride, count);
+    }
+    for (int n = 0; n < number; ++n) {
+      store_row<V>(kElement, keys + (key + n) * key_width_ + column, x + n * stride, count);
+    }
+  }
+  void put_values(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const {
+    Element* values = values_ + static_cast<size_t>(head) * kStretch * value_width_;
+    if constexpr (on_tiles()) {
+      if (prompt_tiles()) return Tiles::put_values(values, key, number, value_width_, column, x, stride, count);
+    }
+    for (int n = 0; n < number; ++n) {
+      store_row<V>(kElement, values + (key + n) * value_width_ + column, x + n * stride, count);
+    }
+  }
+
   // Rows [row, row + rows) of one head as a tile of queries.
   void pack_queries(int32_t* words, int row, int rows, int head) const {
-    if (rows < kLanes) std::memset(words, 0, Kernel::words(query_width()) * sizeof(int32_t));
+    const int width = query_width();
+    if (rows < kLanes) std::memset(words, 0, Kernel::words(width) * sizeof(int32_t));
     for (int r = 0; r < rows; ++r) {
-      Kernel::pack(words, r, q_ + (row + r) * q_stride_ + head * query_width(), query_width(), 0);
+      const float* query = q_ + (row + r) * q_stride_ + head * width;
+      if constexpr (on_tiles()) {
+        if (prompt_tiles()) {
+          Tiles::put_query(words, r, width, query);
+          continue;
+        }
+      }
+      Kernel::pack(words, r, query, width, 0);
     }
   }
 
@@ -225,7 +269,7 @@ void Attention<V, bf16>::plan(int threads) {
     tiles += ceil_div((end - begin) * H, kLanes);
   }
   // Scratch of a thread: what a kernel works in, then a page that had to be converted.
-  const size_t plain_words = Kernel::kScratch + kPage * page_stride();
+  const size_t plain_words = kernel_scratch() + kPage * page_stride();
   const size_t coded_words =
       Bytes::kScratch + static_cast<size_t>(kPage) * (layout_.groups_all + layout_.codes_all / 4);
   const size_t widest = padded<V>(*layer_.w_uv), row = widest > kUnit * kLanes ? widest : kUnit * kLanes;
@@ -267,7 +311,7 @@ void Attention<V, bf16>::plan(int threads) {
     const size_t rows = static_cast<size_t>(ceil_div(longest_, kLanes)) * kLanes * H;
     tile_o_ = arena_.take<float>(rows * value_width_);
     tile_ml_ = arena_.take<float>(rows * 2);
-    scratch_words_ += kTogether * Kernel::words(query_width());
+    scratch_words_ += kTogether * Kernel::words(query_width()) + static_cast<size_t>(kLanes) * layer_.rope;
   }
   scratch_words_ = (scratch_words_ + 63) / 64 * 64;
   scratch_ = arena_.take<float>(scratch_words_ * threads);

@@ -91,7 +91,7 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
         const uint8_t* next = key + kPage < end ? page(b, key / kPage + 1) : nullptr;
         const Element* keys =
             page_elements(b, key / kPage, count, next, reinterpret_cast<Element*>(work + Kernel::kScratch));
-        Kernel::block(&own, 1, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
+        Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
                       layer_.scale, work);
       }
     }

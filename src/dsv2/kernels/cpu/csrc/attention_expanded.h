@@ -21,18 +21,25 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
   const int uk_units = units(uk), per_head = uk_units + units(uv);
   for (int start = 0; start < kv_len; start += kStretch) {
     const int count = smaller(kStretch, kv_len - start);
+    const int filled = prompt_tiles() ? ceil_div(count, Tiles::kFill) * Tiles::kFill : count;
     Panels latent = latent_;
-    latent.chunks = Chunks(count, tile_of<V>(latent.format));
-    team.each(count, 8, [&](int64_t first, int64_t last) {
-      float* row = scratch(team);
-      for (int64_t n = first; n < last; ++n) {
-        const int position = start + n;
-        const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
-        load_latent<V>(cache_.format, token, row, layout_);
-        write_token<V>(latent, n, row);
-        for (int h = 0; h < H; ++h) {
-          store_row<V>(kElement, keys_ + (static_cast<size_t>(h) * kStretch + n) * key_width_ + N, row + C, R);
+    latent.chunks = Chunks(filled, tile_of<V>(latent.format));
+    team.each(ceil_div(filled, kLanes), 1, [&](int64_t first, int64_t last) {
+      float *ropes = scratch(team), *row = ropes + kLanes * R;
+      for (int n = first * kLanes; n < last * kLanes; n += kLanes) {
+        const int number = smaller(kLanes, filled - n);
+        for (int i = 0; i < number; ++i) {
+          const int position = start + n + i;
+          if (position < kv_len) {
+            const uint8_t* token = page(b, position / kPage) + position % kPage * cache_.token_bytes;
+            load_latent<V>(cache_.format, token, row, layout_);
+          } else {
+            std::memset(row, 0, sizeof(float) * (C + R));
+          }
+          write_token<V>(latent, n + i, row);
+          std::memcpy(ropes + i * R, row + C, sizeof(float) * R);
         }
+        for (int h = 0; h < H; ++h) put_keys(h, n, number, N, ropes, R, R);
       }
     });
     team.each(static_cast<int64_t>(H) * per_head, 1, [&](int64_t first, int64_t last) {
@@ -47,25 +54,37 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
         const size_t stride = static_cast<size_t>(kUnit) * kLanes;
         for (int chunk = 0; chunk < latent.chunks.count; ++chunk) {
           multiply<V>(w, h, from, to, latent, chunk, out, stride);
-          for (int n = 0; n < latent.chunks.width(chunk); ++n) {
-            const size_t key = static_cast<size_t>(h) * kStretch + latent.chunks.start(chunk) + n;
-            Element* place = is_key ? keys_ + key * key_width_ : values_ + key * value_width_;
-            store_row<V>(kElement, place + row0, out + n * stride, used);
+          const int key = latent.chunks.start(chunk), number = latent.chunks.width(chunk);
+          if (is_key) {
+            put_keys(h, key, number, row0, out, stride, used);
+          } else {
+            put_values(h, key, number, row0, out, stride, used);
           }
         }
       }
     });
     team.each(static_cast<int64_t>(H) * groups, 1, [&](int64_t first, int64_t last) {
       float* work = scratch(team);
-      int32_t* queries = reinterpret_cast<int32_t*>(work + Kernel::kScratch);
+      int32_t* queries = reinterpret_cast<int32_t*>(work + kernel_scratch());
       for (int64_t i = first; i < last; ++i) {
         // Late tiles see the most keys: they go first, so that nobody ends alone with one.
         const int h = i % H, group = groups - 1 - i / H;
+        const size_t of_head = static_cast<size_t>(h) * kStretch;
         const auto over = [&](const QueryTile* those, int number, int key, int end) {
-          const size_t from = static_cast<size_t>(h) * kStretch + key - start;
-          Kernel::block(those, number, query_width(), keys_ + from * key_width_, key_width_,
-                        values_ + from * value_width_, value_width_, value_width_, key, smaller(kPage, end - key),
-                        layer_.scale, work);
+          const int those_keys = smaller(block_keys(), end - key);
+          const Element* keys = keys_ + (of_head + key - start) * key_width_;
+          const Element* values = values_ + (of_head + key - start) * value_width_;
+          if constexpr (on_tiles()) {
+            if (prompt_tiles()) {
+              Tiles::block(those, number, query_width(), keys, values, value_width_, key, those_keys, layer_.scale,
+                           work);
+              return;
+            }
+          }
+          for (int i = 0; i < number; ++i) {
+            Kernel::block(those[i], query_width(), keys, key_width_, values, value_width_, value_width_, key,
+                          those_keys, layer_.scale, work);
+          }
         };
         QueryTile own[kTogether];
         int ends[kTogether], used = 0, shared = start + count;
@@ -86,9 +105,9 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
         }
         if (used == 0) continue;
         int key = start;
-        for (; key + kPage <= shared; key += kPage) over(own, used, key, shared);
+        for (; key + block_keys() <= shared; key += block_keys()) over(own, used, key, shared);
         for (int t = 0; t < used; ++t) {
-          for (int rest = key; rest < ends[t]; rest += kPage) over(own + t, 1, rest, ends[t]);
+          for (int rest = key; rest < ends[t]; rest += block_keys()) over(own + t, 1, rest, ends[t]);
         }
       }
     });

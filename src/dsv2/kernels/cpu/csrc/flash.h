@@ -123,61 +123,36 @@ struct Flash {
   }
 
   // Scratch of a call, in words.
-  static constexpr size_t kScratch = kTogether * kPage * kLanes * 2;
+  static constexpr size_t kScratch = kPage * kLanes * 2;
 
-  // Adds 64 keys, or fewer at the end of one tile, from position `first` on to the states of up to
-  // kTogether tiles. Keys are readable up to a multiple of 16, whatever stands there.
-  static void block(const QueryTile* tiles, int tile_count, int width, const Element* keys, size_t key_stride,
+  // Adds 64 keys, or fewer at the end of the tile, from position `first` on to its state. Keys are
+  // readable up to a multiple of 16, whatever stands there.
+  static void block(const QueryTile& tile, int width, const Element* keys, size_t key_stride,
                     const Element* values_in, size_t value_stride, int values, int first, int count, float scale,
                     float* scratch) {
+    float* s = scratch;
+    int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);
+    alignas(64) float factors[kLanes];
     if constexpr (bf16 && V::kMatrixUnit) {
       if (FlashTiles<V>::takes(width)) {
-        constexpr int kScores = kPage * kLanes;
-        int32_t* weights = reinterpret_cast<int32_t*>(scratch + kTogether * kScores);
-        float* outputs[kTogether];
-        const int paired = count == kPage ? tile_count / 2 * 2 : 0;
-        for (int half = 0; half < 2; ++half) {
-          for (int i = 0; i < paired; i += 2) {
-            FlashTiles<V>::half_scores(tiles[i].words, tiles[i + 1].words, width, keys, key_stride, half,
-                                       scratch + i * kScores, scratch + (i + 1) * kScores);
-          }
-        }
-        for (int i = 0; i < tile_count; ++i) {
-          const QueryTile& tile = tiles[i];
-          float* s = scratch + i * kScores;
-          alignas(64) float factors[kLanes];
-          if (i >= paired) FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
-          soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
-          FlashTiles<V>::turn(s, count, weights + i * FlashTiles<V>::kWeights);
-          FlashTiles<V>::scale(factors, values, tile.state.o);
-          outputs[i] = tile.state.o;
-        }
-        FlashTiles<V>::mix(weights, outputs, tile_count, values_in, value_stride, values, count);
+        FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
+        soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
+        FlashTiles<V>::turn(s, count, weights);
+        FlashTiles<V>::scale(factors, values, tile.state.o);
+        FlashTiles<V>::mix(weights, values_in, value_stride, values, count, tile.state.o);
         return;
       }
     }
-    for (int i = 0; i < tile_count; ++i) {
-      one(tiles[i], width, keys, key_stride, values_in, value_stride, values, first, count, scale, scratch);
-    }
-  }
-
- private:
-  static void one(const QueryTile& tile, int width, const Element* keys, size_t key_stride, const Element* values_in,
-                  size_t value_stride, int values, int first, int count, float scale, float* scratch) {
-    const int32_t* query = tile.words;
-    float* s = scratch;
-    alignas(64) float factors[kLanes];
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
-      scores<kKeys>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
+      scores<kKeys>(tile.words, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
     }
-    for (; n < count; ++n) scores<1>(query, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
+    for (; n < count; ++n) scores<1>(tile.words, keys + n * key_stride, key_stride, width / kPack, s + n * kLanes);
 
     soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
     if constexpr (bf16) {
-      int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);  // [count/2][16] pairs
-      for (n = 0; n < count; n += 2) {
+      for (n = 0; n < count; n += 2) {  // [count / 2][16] pairs
         const F odd = n + 1 < count ? V::load(s + (n + 1) * kLanes) : V::zero();
         V::store_int(weights + n / 2 * kLanes, V::pair_bf16(V::load(s + n * kLanes), odd));
       }
@@ -188,6 +163,7 @@ struct Flash {
     }
   }
 
+ private:
   static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;  // rows of the output mixed at once
 
   // o[r][c] = o[r][c] * factor[r] + sum over keys of weight[key][r] * value[key][c].

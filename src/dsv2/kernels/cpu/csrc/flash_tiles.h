@@ -33,33 +33,6 @@ struct FlashTiles {
     each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(s + tile * kLanes * kLanes, 64); });
   }
 
-  // The same of 64 keys for two tiles of queries: every tile that is loaded meets two others. Keys
-  // [32 half, 32 half + 32).
-  static void half_scores(const int32_t* first, const int32_t* second, int width, const uint16_t* keys, size_t stride,
-                          int half, float* s, float* t) {
-    constexpr int kWords = kStepWords * kLanes;
-    const size_t bytes = stride * sizeof(uint16_t);
-    keys += static_cast<size_t>(half) * 2 * kLanes * stride;
-    V::shape({kLanes, kStepWords});
-    each_tile(4, [](auto tile) { V::template tile_zero<tile>(); });
-    for (int step = 0; step < width / kHalf; ++step, keys += kHalf) {
-      V::template tile_load<4>(keys, bytes);
-      V::template tile_load<6>(first + static_cast<size_t>(step) * kWords, 64);
-      V::template dot_halves<0, 4, 6>();
-      V::template tile_load<7>(second + static_cast<size_t>(step) * kWords, 64);
-      V::template dot_halves<1, 4, 7>();
-      V::template tile_load<5>(keys + kLanes * stride, bytes);
-      V::template dot_halves<2, 5, 6>();
-      V::template dot_halves<3, 5, 7>();
-    }
-    s += half * 2 * kTile;
-    t += half * 2 * kTile;
-    V::template tile_store<0>(s, 64);
-    V::template tile_store<1>(t, 64);
-    V::template tile_store<2>(s + kTile, 64);
-    V::template tile_store<3>(t + kTile, 64);
-  }
-
   // Weights [count][16] of a block as tiles [2][16][16] of bf16: rows of 32 keys, zero behind the last.
   static void turn(const float* weights, int count, int32_t* tiles) {
     half(weights, count, tiles);
@@ -76,15 +49,16 @@ struct FlashTiles {
     }
   }
 
-  // outputs[i][r][c] += sum over `count` keys of weight[i][key][r] * value[key][c], for `turned` weights
-  // of several tiles of queries; `values` are columns, a multiple of 32.
-  static void mix(const int32_t* weights, float* const* outputs, int tiles, const uint16_t* values_in, size_t stride,
-                  int values, int count) {
+  // o[r][c] += sum over `count` keys of weight[key][r] * value[key][c], for turned weights; `values` are
+  // columns, a multiple of 32.
+  static void mix(const int32_t* weights, const uint16_t* values_in, size_t stride, int values, int count, float* o) {
     const bool both = count > kHalf;
     V::shape({kLanes, kStepWords});
     alignas(64) int32_t pairs[2][4 * kTile];
     pair(values_in, stride, count, pairs[0]);
     const size_t bytes = static_cast<size_t>(values) * sizeof(float);
+    V::template tile_load<2>(weights, 64);
+    if (both) V::template tile_load<3>(weights + kTile, 64);
     for (int c = 0; c < values; c += kHalf) {
       // One ahead of their use: a tile cannot be loaded from stores that are still under way.
       const int32_t* own = pairs[c / kHalf % 2];
@@ -95,17 +69,9 @@ struct FlashTiles {
         V::template tile_load<6>(own + 2 * kTile, 64);
         V::template tile_load<7>(own + 3 * kTile, 64);
       }
-      for (int i = 0; i < tiles; ++i) {
-        if (tiles > 1 || c == 0) {
-          V::template tile_load<2>(weights + i * kWeights, 64);
-          if (both) V::template tile_load<3>(weights + i * kWeights + kTile, 64);
-        }
-        add(outputs[i] + c, bytes, both);
-      }
+      add(o + c, bytes, both);
     }
   }
-
-  static constexpr int kWeights = 2 * kLanes * kLanes;  // words of a tile of queries
 
  private:
   static constexpr int kTile = kLanes * kLanes;  // words

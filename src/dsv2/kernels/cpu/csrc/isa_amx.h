@@ -94,6 +94,33 @@ struct Amx : Avx512<true> {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(part(codes + 16), part(codes)));
   }
 
+  // 2^x with a relative error below 1.1e-4, exactly 1 for 0: for weights that are rounded to bf16.
+  static F rough_power(F x) {
+    const F rest = _mm512_reduce_ps(x, 0);  // of the nearest integer
+    F p = _mm512_fmadd_ps(rest, set(0.05500823f), set(0.24220946f));
+    p = _mm512_fmadd_ps(p, rest, set(0.69328284f));
+    p = _mm512_fmadd_ps(p, rest, set(1.0f));
+    return _mm512_scalef_ps(p, _mm512_sub_ps(x, rest));
+  }
+  // The first `count` lanes of x, then those of other.
+  static F first_lanes(F x, int count, F other) {
+    const unsigned mask = count >= 16 ? 0xffffu : count <= 0 ? 0u : (1u << count) - 1;
+    return _mm512_mask_mov_ps(other, static_cast<__mmask16>(mask), x);
+  }
+  // Lanes of a where above > limit, else of b.
+  static F above(F x, F limit, F a, F b) {
+    return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ), a);
+  }
+  // 32 numbers as bf16, rounded to nearest even.
+  static I halves(F first, F second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
+  // Lane r: of the 16 lanes of rows[r] the largest, or the sum.
+  static F largest_of_rows(const F* rows) {
+    return join_rows(rows, [](F a, F b) { return _mm512_max_ps(a, b); });
+  }
+  static F sums_of_rows(const F* rows) {
+    return join_rows(rows, [](F a, F b) { return _mm512_add_ps(a, b); });
+  }
+
   // Lane i of vector k becomes lane k of vector i.
   static void transpose(I* rows) {
     I even[16];
@@ -121,7 +148,26 @@ struct Amx : Avx512<true> {
     }
   }
 
+  static void prefetch_near(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
  private:
+  template <class Join>
+  static F join_rows(const F* rows, Join join) {
+    F a[8], b[4], c[2];
+    for (int i = 0; i < 8; ++i) {
+      a[i] = join(_mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]), _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+      const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+      b[i] = join(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    const auto quarters = [&](F x, F y) {
+      return join(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    };
+    for (int i = 0; i < 2; ++i) c[i] = quarters(b[2 * i], b[2 * i + 1]);
+    return quarters(c[0], c[1]);
+  }
+
   static TileShape& current() {
     static thread_local TileShape shape;
     return shape;
