@@ -12,19 +12,26 @@
 namespace dsv2 {
 namespace {
 
-// Within a task others arrive within microseconds, unless the system took their core away: then
-// giving up ours is what lets them arrive.
+// Within a task others arrive within microseconds, unless the system took their core away. Giving up
+// ours lets them arrive if they wait for this one; sleeping lets the system bring them here if they
+// wait for another, which it does not for a core that is busy with waiting.
 constexpr int kSpinsBeforeYield = 500;
+constexpr int kYieldsBeforeSleep = 50;
 // Between two layers Python needs some ten microseconds; between two steps a thread may sleep.
 constexpr auto kIdle = std::chrono::microseconds(100);
 
-template <class Done>
-void spin_until(const Done& done) {
-  for (int spins = 0; !done(); ++spins) {
+// Returns the value of `state` as soon as it is another than `old`. Who changes it notifies.
+template <class T>
+T other_than(const std::atomic<T>& state, T old) {
+  for (int spins = 0;; ++spins) {
+    const T now = state.load(std::memory_order_acquire);
+    if (now != old) return now;
     if (spins < kSpinsBeforeYield) {
       DSV2_PAUSE();
-    } else {
+    } else if (spins < kSpinsBeforeYield + kYieldsBeforeSleep) {
       std::this_thread::yield();
+    } else {
+      state.wait(old, std::memory_order_acquire);
     }
   }
 }
@@ -37,9 +44,10 @@ void Team::barrier() {
   if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == shared_.size) {
     shared_.arrived.store(0, std::memory_order_relaxed);
     shared_.phase.store(phase + 1, std::memory_order_release);
+    shared_.phase.notify_all();
     return;
   }
-  spin_until([&] { return shared_.phase.load(std::memory_order_acquire) != phase; });
+  other_than(shared_.phase, phase);
 }
 
 Pool::Pool(int threads) {
@@ -66,7 +74,7 @@ void Pool::run_task(Task task, void* context) {
   generation_.notify_all();
   Team team(shared_, 0);
   task(context, team);
-  spin_until([&] { return running_.load(std::memory_order_acquire) == 0; });
+  for (int left = running_.load(std::memory_order_acquire); left != 0;) left = other_than(running_, left);
 }
 
 void Pool::work(int member) {
@@ -86,6 +94,7 @@ void Pool::work(int member) {
     Team team(shared_, member);
     task_(context_, team);
     running_.fetch_sub(1, std::memory_order_release);
+    running_.notify_all();
   }
 }
 
