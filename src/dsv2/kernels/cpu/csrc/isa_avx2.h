@@ -65,6 +65,7 @@ struct Avx2 {
   static constexpr bool kBiased = false;  // vpmaddubsw saturates on unsigned weights above 127
   static constexpr int kTile = 8;
   static constexpr int kStreamed = 2;
+  static constexpr int kPaired = 0;
   static constexpr int kFloatTile = 4;
   using Part = Avx2Half;
   static constexpr bool kMatrixUnit = false;

@@ -14,6 +14,7 @@ struct Scalar {
   static constexpr bool kBiased = false;
   static constexpr int kTile = 4;
   static constexpr int kStreamed = 2;
+  static constexpr int kPaired = 0;
   static constexpr int kFloatTile = 4;
   static constexpr int kPartLanes = 16;
   static constexpr bool kMatrixUnit = false;  // has products of tiles: isa_amx.h

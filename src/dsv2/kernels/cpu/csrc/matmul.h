@@ -24,7 +24,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   constexpr int kSteps = group_of(format) / 4;  // vectors of 4 columns per group
   constexpr int kBytes = kSteps * (format == Format::kInt4 ? 32 : 64);
   constexpr int kParts = kLanes / W::kPartLanes;
-  constexpr int P = N * R <= 2 ? 4 : N <= 5 ? 2 : 1;
+  constexpr int P = N * R <= 2 ? 4 : N <= 7 ? 2 : 1;
   constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
   const I book = W::codebook();
   F acc[R][kParts][N];
@@ -157,7 +157,7 @@ template <class V>
 constexpr int together(Format format, int tokens) {
   const bool bytes = format == Format::kInt4 || format == Format::kInt8;
   if (tokens <= (bytes ? V::kStreamed : 2)) return 4;
-  return bytes ? 1 : 2;
+  return bytes && tokens > V::kPaired ? 1 : 2;
 }
 
 template <class V, Format format, int N, int R>
