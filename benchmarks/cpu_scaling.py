@@ -13,106 +13,157 @@ from __future__ import annotations
 
 import argparse
 import csv
+import shutil
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.peers.machine import look
+from benchmarks.peers.machine import Machine, look
 from dsv2.checkpoint.packed import load_packed
-from dsv2.checkpoint.releases import config_of
+from dsv2.checkpoint.quantised import VERSION
 from dsv2.checkpoint.synthetic import synthetic_checkpoint
+from dsv2.cli.info import find_config
 from dsv2.engine.bench import Figure, ModelBench, measure_roof
 from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.timing import Roof
+from dsv2.model.config import ModelConfig
 
 BATCHES = ((1, 128), (16, 128), (32, 128))
 """Sequences, and tokens in the cache of each."""
 
 
-def turn(folder: Path, threads: int, prompts: Sequence[int]) -> list[tuple[Figure, float, float]]:
-    """Every kind of work once, with the bytes and the products per second of the probes."""
+@dataclass(frozen=True)
+class Measured:
+    """One kind of work by some threads, and what these could do in the same turn."""
+
+    figure: Figure
+    roof: Roof
+
+
+def weights_of(model: str, files: Path) -> Path:
+    """The folder of random weights in 4 bits of a model's shape, made where there is none yet.
+
+    Raises:
+        ValueError: the folder has weights of another shape.
+    """
+    config = find_config(model)
+    folder = files / f"{Path(model).name}-int4-{VERSION}"
+    if not folder.exists():
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        synthetic_checkpoint(partial, config, "int4", {})
+        partial.rename(folder)
+    if ModelConfig.from_file(folder / "config.json") != config:
+        raise ValueError(f"{folder} has weights of another shape than {model}: remove it")
+    return folder
+
+
+def turn(folder: Path, threads: int, prompts: Sequence[int]) -> list[Measured]:
+    """Every kind of work once."""
     executor = CpuExecutor(threads)
     model = load_packed(folder, executor)
     roof = measure_roof(executor, model.weights)
-    bench = ModelBench(model, roof, max(*prompts, *(n * (past + 1) for n, past in BATCHES)) + 64)
+    longest = max(*prompts, *(count * (past + 1) for count, past in BATCHES)) + 64
+    bench = ModelBench(model, roof, longest)
     figures = [bench.prefill(tokens, repeats=1) for tokens in prompts]
     figures += [bench.decode(count, past, repeats=5) for count, past in BATCHES]
-    return [(one, roof.read, roof.multiply) for one in figures]
+    return [Measured(figure, roof) for figure in figures]
 
 
-def main() -> None:
+def summary(found: Mapping[tuple[int, str], Sequence[Measured]]) -> list[dict[str, Any]]:
+    """A line for each number of threads and kind of work, medians of its turns."""
+    speeds = {
+        key: median(one.figure.tokens_per_second for one in turns) for key, turns in found.items()
+    }
+    return [
+        {
+            "threads": threads, "work": work, "tokens_per_s": speeds[threads, work],
+            "to_one_thread": (
+                speeds[threads, work] / speeds[1, work] if (1, work) in speeds else None
+            ),
+            "probe_gb_per_s": median(one.roof.read for one in turns) / 1e9,
+            "probe_top_per_s": median(one.roof.multiply for one in turns) / 1e12,
+            "share_of_limit": median(one.figure.share for one in turns),
+        }
+        for (threads, work), turns in found.items()
+    ]  # fmt: skip
+
+
+def table(lines: Sequence[Mapping[str, Any]], model: str, machine: Machine) -> Table:
+    """For people."""
+    shown = Table(
+        title=f"{model} in 4 bits, {machine.machine}, {machine.cores} cores, {machine.commit}, "
+        f"{machine.date}"
+    )
+    for name in ("threads", "work", "tok/s", "to one", "GB/s", "TOP/s", "of the limit"):
+        shown.add_column(name, justify="left" if name == "work" else "right")
+    for line in lines:
+        ratio = line["to_one_thread"]
+        shown.add_row(
+            str(line["threads"]), line["work"], f"{line['tokens_per_s']:,.1f}",
+            "" if ratio is None else f"{ratio:.2f}x", f"{line['probe_gb_per_s']:.1f}",
+            f"{line['probe_top_per_s']:.2f}", f"{line['share_of_limit']:.0%}",
+        )  # fmt: skip
+    return shown
+
+
+def write(path: Path, lines: Sequence[Mapping[str, Any]], facts: Mapping[str, Any]) -> None:
+    """All lines, each with what they were measured on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [*facts, *lines[0]], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**facts, **line} for line in lines)
+
+
+def numbers(text: str) -> list[int]:
+    """Positive numbers between commas."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError(text)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", default="1,2", help="comma-separated")
-    parser.add_argument("--prompts", default="512,2048", help="tokens, comma-separated")
+    parser.add_argument("--model", default="v2-lite", help="a release, or a folder")
+    parser.add_argument("--threads", type=numbers, default=[1, 2], help="comma-separated")
+    parser.add_argument("--prompts", type=numbers, default=[512, 2048], help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=Path, default=Path("build/scaling"))
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--commit", help="where there is no git")
-    options = parser.parse_args()
-    numbers = [int(part) for part in options.threads.split(",")]
-    prompts = [int(part) for part in options.prompts.split(",")]
-    if options.rounds < 1 or min(*numbers, *prompts) < 1:
-        parser.error("rounds, threads and prompts must be at least 1")
-    if max(numbers) > available_threads():
-        parser.error(f"threads are {max(numbers)}, this process may use {available_threads()}")
-    folder = options.files / "v2-lite-int4"
-    if not folder.exists():
-        partial = folder.with_name(folder.name + ".partial")
-        synthetic_checkpoint(partial, config_of("v2-lite"), "int4", {})
-        partial.rename(folder)
-    found: dict[tuple[int, str], list[tuple[Figure, float, float]]] = defaultdict(list)
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}, allowed is at least 1")
+    most = available_threads()
+    if max(options.threads) > most:
+        parser.error(f"--threads has {max(options.threads)}, this process may use {most}")
+    try:
+        folder = weights_of(options.model, options.files)
+    except ValueError as error:
+        parser.error(str(error))
+    found: dict[tuple[int, str], list[Measured]] = defaultdict(list)
     for round_ in range(options.rounds):
-        for threads in numbers:
-            for measured in turn(folder, threads, prompts):
-                found[threads, measured[0].work].append(measured)
+        for threads in options.threads:
+            for measured in turn(folder, threads, options.prompts):
+                found[threads, measured.figure.work].append(measured)
             print(f"round {round_ + 1} of {options.rounds}: {threads} threads", flush=True)
-    machine = look(max(numbers))
+    machine = look(max(options.threads))
     if options.commit:
         machine = replace(machine, commit=options.commit)
-    table = Table(
-        title=f"{machine.machine}, {machine.cores} cores, {machine.commit}, {machine.date}"
-    )
-    for name in (
-        "threads",
-        "work",
-        "tokens/s",
-        "by one thread",
-        "GB/s read",
-        "TOP/s",
-        "of the limit",
-    ):
-        table.add_column(name, justify="left" if name == "work" else "right")
-    lines = []
-    for (threads, work), all_of_it in found.items():
-        speed = median(one.tokens_per_second for one, _, _ in all_of_it)
-        first = found.get((1, work))
-        alone = median(one.tokens_per_second for one, _, _ in first) if first else None
-        line = {
-            "threads": threads, "work": work, "tokens_per_s": speed,
-            "to_one_thread": speed / alone if alone else None,
-            "probe_gb_per_s": median(read for _, read, _ in all_of_it) / 1e9,
-            "probe_top_per_s": median(products for _, _, products in all_of_it) / 1e12,
-            "share_of_limit": median(one.share for one, _, _ in all_of_it),
-        }  # fmt: skip
-        lines.append(line)
-        table.add_row(
-            str(threads), work, f"{speed:,.1f}", f"{line['to_one_thread']:.2f}x" if alone else "",
-            f"{line['probe_gb_per_s']:.1f}", f"{line['probe_top_per_s']:.2f}",
-            f"{line['share_of_limit']:.0%}",
-        )  # fmt: skip
-    Console().print(table)
+    lines = summary(found)
+    Console().print(table(lines, options.model, machine))
     if options.csv:
-        facts = asdict(machine)
+        facts = asdict(machine) | {"model": options.model, "rounds": options.rounds}
         del facts["threads"], facts["read_gb_per_s"]
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, [*facts, "rounds", *lines[0]], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(facts | {"rounds": options.rounds} | line for line in lines)
+        write(options.csv, lines, facts)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ namespace {
 
 constexpr int kSplit = 256;    // keys per part of an absorbed attention, whatever the batch
 constexpr int kStretch = 1024; // keys that are expanded at once
+constexpr int kTogether = 4;   // tiles of queries that go over those together, for them to stay in cache
 
 template <class V>
 size_t padded(const Matrix& w) {
@@ -192,42 +193,9 @@ class Attention {
     return Kernel::kScratch;
   }
 
-  // Columns [column, column + count) of `number` expanded keys, or values, of a head from `key` on:
-  // x[number][stride].
-  void put_keys(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const {
-    Element* keys = keys_ + static_cast<size_t>(head) * kStretch * key_width_;
-    if constexpr (on_tiles()) {
-      if (prompt_tiles()) return Tiles::put_keys(keys, key, number, key_width_, column, x, stride, count);
-    }
-    for (int n = 0; n < number; ++n) {
-      store_row<V>(kElement, keys + (key + n) * key_width_ + column, x + n * stride, count);
-    }
-  }
-  void put_values(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const {
-    Element* values = values_ + static_cast<size_t>(head) * kStretch * value_width_;
-    if constexpr (on_tiles()) {
-      if (prompt_tiles()) return Tiles::put_values(values, key, number, value_width_, column, x, stride, count);
-    }
-    for (int n = 0; n < number; ++n) {
-      store_row<V>(kElement, values + (key + n) * value_width_ + column, x + n * stride, count);
-    }
-  }
-
-  // Rows [row, row + rows) of one head as a tile of queries.
-  void pack_queries(int32_t* words, int row, int rows, int head) const {
-    const int width = query_width();
-    if (rows < kLanes) std::memset(words, 0, Kernel::words(width) * sizeof(int32_t));
-    for (int r = 0; r < rows; ++r) {
-      const float* query = q_ + (row + r) * q_stride_ + head * width;
-      if constexpr (on_tiles()) {
-        if (prompt_tiles()) {
-          Tiles::put_query(words, r, width, query);
-          continue;
-        }
-      }
-      Kernel::pack(words, r, query, width, 0);
-    }
-  }
+  void put_keys(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const;
+  void put_values(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const;
+  void pack_queries(int32_t* words, int row, int rows, int head) const;
 
   float* scratch(const Team& team) const { return scratch_ + team.member() * scratch_words_; }
 };

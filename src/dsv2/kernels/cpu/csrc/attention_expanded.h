@@ -6,6 +6,49 @@
 namespace dsv2 {
 namespace {
 
+// Columns [column, column + count) of `number` expanded keys of a head from `key` on: x[number][stride].
+template <class V, bool bf16>
+void Attention<V, bf16>::put_keys(int head, size_t key, int number, int column, const float* x, size_t stride,
+                                  int count) const {
+  Element* keys = keys_ + static_cast<size_t>(head) * kStretch * key_width_;
+  if constexpr (on_tiles()) {
+    if (prompt_tiles()) return Tiles::put_keys(keys, key, number, key_width_, column, x, stride, count);
+  }
+  for (int n = 0; n < number; ++n) {
+    store_row<V>(kElement, keys + (key + n) * key_width_ + column, x + n * stride, count);
+  }
+}
+
+// The same of values.
+template <class V, bool bf16>
+void Attention<V, bf16>::put_values(int head, size_t key, int number, int column, const float* x, size_t stride,
+                                    int count) const {
+  Element* values = values_ + static_cast<size_t>(head) * kStretch * value_width_;
+  if constexpr (on_tiles()) {
+    if (prompt_tiles()) return Tiles::put_values(values, key, number, value_width_, column, x, stride, count);
+  }
+  for (int n = 0; n < number; ++n) {
+    store_row<V>(kElement, values + (key + n) * value_width_ + column, x + n * stride, count);
+  }
+}
+
+// Rows [row, row + rows) of one head as a tile of queries.
+template <class V, bool bf16>
+void Attention<V, bf16>::pack_queries(int32_t* words, int row, int rows, int head) const {
+  const int width = query_width();
+  if (rows < kLanes) std::memset(words, 0, Kernel::words(width) * sizeof(int32_t));
+  for (int r = 0; r < rows; ++r) {
+    const float* query = q_ + (row + r) * q_stride_ + head * width;
+    if constexpr (on_tiles()) {
+      if (prompt_tiles()) {
+        Tiles::put_query(words, r, width, query);
+        continue;
+      }
+    }
+    Kernel::pack(words, r, query, width, 0);
+  }
+}
+
 // Keys and values of a stretch of the sequence are built from the latents, then every tile of
 // queries that sees any of them goes over it.
 template <class V, bool bf16>
@@ -81,8 +124,8 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
               return;
             }
           }
-          for (int i = 0; i < number; ++i) {
-            Kernel::block(those[i], query_width(), keys, key_width_, values, value_width_, value_width_, key,
+          for (int t = 0; t < number; ++t) {
+            Kernel::block(those[t], query_width(), keys, key_width_, values, value_width_, value_width_, key,
                           those_keys, layer_.scale, work);
           }
         };

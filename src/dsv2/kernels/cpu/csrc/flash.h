@@ -1,9 +1,10 @@
 // Attention of a tile of 16 queries over keys, block by block, with a running softmax.
 //
-// One kernel serves both forms of MLA. Absorbed (decode): the 16 rows are heads of a token, the key
-// is the cached latent and the value its first C numbers, read once for all heads. Expanded
-// (prompts): the rows are 16 neighbouring tokens of one head. Lanes are the rows: a query is packed
-// [width][16], a key is broadcast word by word, and so scores come out 16 rows at a time.
+// One kernel serves both forms of MLA; only prompts on a matrix unit have another (prompt_tiles.h).
+// Absorbed (decode): the 16 rows are heads of a token, the key is the cached latent and the value its
+// first C numbers, read once for all heads. Expanded (prompts): the rows are 16 neighbouring tokens of
+// one head. Lanes are the rows: a query is packed [width][16], a key is broadcast word by word, and so
+// scores come out 16 rows at a time.
 //
 //   m' = max(m, max s)   l' = l e^(m-m') + sum e^(s-m')   o' = o e^(m-m') + sum e^(s-m') v
 //
@@ -27,8 +28,6 @@ struct TileState {
   float* m;  // [16]
   float* l;  // [16]
 };
-
-constexpr int kTogether = 4;  // tiles of queries that go over keys together, for keys to stay in cache
 
 // A tile of queries on its way over the keys: row r sees positions below limits[r].
 struct QueryTile {

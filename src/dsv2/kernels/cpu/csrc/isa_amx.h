@@ -1,8 +1,8 @@
 // AVX-512 with BF16, and AMX: a matrix unit that multiplies tiles of up to 16 rows of 64 bytes.
 //
-// Tiles 0 to 3 are sums, 4 and 5 activations (or keys), 6 and 7 weights (or queries, or values). A
-// product takes 16 cycles, also of fewer rows than 16 or less than a whole step of 64 bytes; where
-// both are half of it or less, half the time.
+// Tiles 0 to 3 are sums, 4 and 5 what is multiplied from the left, such as activations, 6 and 7 what is
+// multiplied from the right, such as weights. A product takes 16 cycles, also of fewer rows than 16 or
+// less than a whole step of 64 bytes; where both are half of it or less, half the time.
 #pragma once
 
 #include <cstdint>

@@ -64,9 +64,10 @@ struct Avx2 {
   static constexpr bool kBf16 = false;
   static constexpr bool kBiased = false;  // vpmaddubsw saturates on unsigned weights above 127
   static constexpr int kTile = 8;
-  static constexpr int kStreamed = 2;
-  static constexpr int kPaired = 0;
   static constexpr int kFloatTile = 4;
+  static constexpr int kStreamed = 2;
+  static constexpr int kPaired = 2;
+  static constexpr int kChained = 5;
   using Part = Avx2Half;
   static constexpr bool kMatrixUnit = false;
   static void leave() {}

@@ -15,9 +15,10 @@ struct Avx512 {
   static constexpr bool kBf16 = kHasBf16;  // multiplies bf16 pairs itself
   static constexpr bool kBiased = true;    // multiplies unsigned by signed bytes
   static constexpr int kTile = 12;         // tokens multiplied per pass over a block of bytes
-  static constexpr int kStreamed = 5;      // up to so many tokens, four blocks at once
-  static constexpr int kPaired = 7;        // ... two blocks
   static constexpr int kFloatTile = 12;    // ... of bf16 or fp32
+  static constexpr int kStreamed = 5;      // up to so many tokens meet four blocks of bytes at once,
+  static constexpr int kPaired = 7;        // up to so many two,
+  static constexpr int kChained = 7;       // and up to so many have two chains of sums
   static constexpr int kPartLanes = 16;
   static constexpr bool kMatrixUnit = false;
   static void leave() {}

@@ -13,9 +13,10 @@ struct Scalar {
   static constexpr bool kBf16 = false;
   static constexpr bool kBiased = false;
   static constexpr int kTile = 4;
-  static constexpr int kStreamed = 2;
-  static constexpr int kPaired = 0;
   static constexpr int kFloatTile = 4;
+  static constexpr int kStreamed = 2;
+  static constexpr int kPaired = 2;
+  static constexpr int kChained = 5;
   static constexpr int kPartLanes = 16;
   static constexpr bool kMatrixUnit = false;  // has products of tiles: isa_amx.h
   static void leave() {}                      // gives such a unit back

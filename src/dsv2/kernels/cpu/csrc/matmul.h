@@ -24,7 +24,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   constexpr int kSteps = group_of(format) / 4;  // vectors of 4 columns per group
   constexpr int kBytes = kSteps * (format == Format::kInt4 ? 32 : 64);
   constexpr int kParts = kLanes / W::kPartLanes;
-  constexpr int P = N * R <= 2 ? 4 : N <= 7 ? 2 : 1;
+  constexpr int P = N * R <= 2 ? 4 : N <= V::kChained ? 2 : 1;
   constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
   const I book = W::codebook();
   F acc[R][kParts][N];

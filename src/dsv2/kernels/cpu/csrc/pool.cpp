@@ -40,10 +40,11 @@ T other_than(const std::atomic<T>& state, T old) {
 
 void Team::barrier() {
   if (shared_.size == 1) return;
-  const int phase = shared_.phase.load(std::memory_order_relaxed);
+  const uint32_t phase = shared_.phase.load(std::memory_order_relaxed);
   if (shared_.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == shared_.size) {
     shared_.arrived.store(0, std::memory_order_relaxed);
-    shared_.phase.store(phase + 1, std::memory_order_release);
+    // Not a store: it could still be on its way when notify_all looks whether anyone sleeps.
+    shared_.phase.fetch_add(1, std::memory_order_seq_cst);
     shared_.phase.notify_all();
     return;
   }

@@ -1,8 +1,8 @@
-// The threads of the kernels: one team that runs a function together and sleeps in between.
+// The threads of the kernels: one team that runs a function together, and sleeps when there is nothing
+// to do but wait.
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -23,7 +23,7 @@ class Team {
   struct Shared {
     int size = 1;
     alignas(64) std::atomic<int> arrived{0};
-    alignas(64) std::atomic<int> phase{0};
+    alignas(64) std::atomic<uint32_t> phase{0};
     Counter counters[kCounters];
   };
 

@@ -8,8 +8,6 @@
 // Blocks begin at multiples of kBlock positions whatever the batch, and the sums of a row are its own.
 #pragma once
 
-#include <cstring>
-
 #include "flash.h"
 #include "tiles.h"
 
@@ -21,12 +19,13 @@ struct PromptTiles {
   using F = typename V::F;
   static constexpr int kBlock = 128;  // keys
   static constexpr int kHalf = 32;    // keys, or columns of keys, in a row of a left tile
-  static constexpr int kSlack = 8;    // powers of 2 that scores may pass the maximum by before it moves
+  static constexpr int kSlack = 8;    // powers of 2 by which scores may pass the maximum before it moves
 
-  static constexpr int kFill = 64;    // keys that are put down at least, those behind the last as zeros
+  static constexpr int kFill = 64;    // keys are put down in multiples of it, those behind the last as zeros
 
   // Queries and keys of `nope` and `rope` columns, built by weights of these formats.
   static bool takes(int nope, int rope, Format keys, Format values) {
+    static_assert(kFill % V::kByteTokens == 0 && kFill % V::kHalfTokens == 0);  // chunks of keys begin at tiles
     return nope % kHalf == 0 && rope % kHalf == 0 && in_matrix_unit<V>(keys, kFill) && in_matrix_unit<V>(values, kFill);
   }
 
@@ -56,7 +55,8 @@ struct PromptTiles {
     }
   }
 
-  // The same of values: tiles of 32 keys by 16 columns.
+  // The same of values: tiles of 32 keys by 16 columns. Columns begin at multiples of 16, and may end
+  // anywhere: x is readable up to the next of these. Keys begin and end at multiples of 2.
   static void put_values(uint16_t* values, size_t key, int number, int width, int column, const float* x,
                          size_t stride, int count) {
     for (size_t n = key; n < key + number; n += 2, x += 2 * stride) {
@@ -67,9 +67,9 @@ struct PromptTiles {
     }
   }
 
-  // Adds `count` <= kBlock keys from position `first` on to the states of up to kTogether tiles, whose
-  // words are rows of `width` bf16. Keys and values begin at a tile, and values are numbers up to a
-  // multiple of 32 keys, whatever the keys there are.
+  // Adds `count` <= kBlock keys from position `first` on to the states of some tiles, whose words are
+  // rows of `width` bf16. Keys and values begin at a tile. Keys behind a row's last weigh nothing, up to
+  // a multiple of 32; where a value there is no number, neither is the row: it is of the same sequence.
   static void block(const QueryTile* tiles, int tile_count, int width, const uint16_t* keys,
                     const uint16_t* values_in, int values, int first, int count, float scale, float* scratch) {
     V::shape({kLanes, kStepWords});
