@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,14 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.peers.machine import Machine, look
+from benchmarks.peers.stored import stored
 from dsv2.checkpoint.packed import load_packed
-from dsv2.checkpoint.quantised import VERSION
-from dsv2.checkpoint.synthetic import synthetic_checkpoint
 from dsv2.cli.info import find_config
 from dsv2.engine.bench import Figure, ModelBench, measure_roof
 from dsv2.kernels.cpu import CpuExecutor, available_threads
 from dsv2.kernels.timing import Roof
-from dsv2.model.config import ModelConfig
 
 BATCHES = ((1, 128), (16, 128), (32, 128))
 """Sequences, and tokens in the cache of each."""
@@ -44,24 +41,6 @@ class Measured:
 
     figure: Figure
     roof: Roof
-
-
-def weights_of(model: str, files: Path) -> Path:
-    """The folder of random weights in 4 bits of a model's shape, made where there is none yet.
-
-    Raises:
-        ValueError: the folder has weights of another shape.
-    """
-    config = find_config(model)
-    folder = files / f"{Path(model).name}-int4-{VERSION}"
-    if not folder.exists():
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        synthetic_checkpoint(partial, config, "int4", {})
-        partial.rename(folder)
-    if ModelConfig.from_file(folder / "config.json") != config:
-        raise ValueError(f"{folder} has weights of another shape than {model}: remove it")
-    return folder
 
 
 def turn(folder: Path, threads: int, prompts: Sequence[int]) -> list[Measured]:
@@ -146,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if max(options.threads) > most:
         parser.error(f"--threads has {max(options.threads)}, this process may use {most}")
     try:
-        folder = weights_of(options.model, options.files)
+        config = find_config(options.model)
+        folder = stored(options.files, Path(options.model).name, config, "int4", {})
     except ValueError as error:
         parser.error(str(error))
     found: dict[tuple[int, str], list[Measured]] = defaultdict(list)

@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 
 from benchmarks.peers.process import GIB, PeerError, read_through, run
+from benchmarks.peers.stored import stored
 from benchmarks.peers.vocabulary import tokenizer_files
 from benchmarks.peers.work import Failure, Measured, Outcomes, Row, Setting
 from dsv2.checkpoint.packed import load_packed
-from dsv2.checkpoint.quantised import VERSION
-from dsv2.checkpoint.synthetic import synthetic_checkpoint, synthetic_model
+from dsv2.checkpoint.synthetic import synthetic_model
 from dsv2.engine.bench import ModelBench, measure_roof
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import SCHEMES
@@ -57,7 +57,7 @@ def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
     is_stored = first.weights in SCHEMES and first.layers is None
     request = {
         "shape": str(setting.shape), "threads": setting.threads,
-        "checkpoint": str(stored(setting, first.weights)) if is_stored else None,
+        "checkpoint": str(checkpoint_of(setting, first.weights)) if is_stored else None,
         "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     # The roof is measured by the kernels; torch's own threads would only stand in their way.
@@ -74,7 +74,7 @@ def _start(rows: Sequence[Row], setting: Setting) -> Outcomes:
     """A stored checkpoint in the page cache, from the start of ``dsv2 run`` to its first byte."""
     found: Outcomes = {}
     for weights, group in groupby(rows, lambda row: row.weights):
-        folder = stored(setting, weights)
+        folder = checkpoint_of(setting, weights)
         read_through(*sorted(folder.glob("*.safetensors")))
         command = [sys.executable, "-m", "dsv2", "run", "--raw", "--device", "cpu",
                    "--max-tokens", "1", folder, "def"]  # fmt: skip
@@ -88,18 +88,12 @@ def _start(rows: Sequence[Row], setting: Setting) -> Outcomes:
     return found
 
 
-def stored(setting: Setting, weights: str) -> Path:
-    """The folder of a checkpoint of random weights, written where there is none yet."""
-    folder = setting.files / f"dsv2-{weights}-{VERSION}"
-    if folder.exists():
-        return folder
+def checkpoint_of(setting: Setting, weights: str) -> Path:
+    """The folder of a checkpoint of random weights, with a tokenizer."""
     config = ModelConfig.from_file(setting.shape / "config.json")
-    files = tokenizer_files(config.vocab_size)
     special = {"bos_token_id": config.vocab_size - 16, "eos_token_id": config.vocab_size - 15}
-    partial = folder.with_name(folder.name + ".partial")
-    synthetic_checkpoint(partial, config.model_copy(update=special), weights, files)
-    partial.rename(folder)
-    return folder
+    config = config.model_copy(update=special)
+    return stored(setting.files, "dsv2", config, weights, tokenizer_files(config.vocab_size))
 
 
 def compute(

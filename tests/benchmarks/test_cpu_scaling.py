@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cpu_scaling import BATCHES, main
+from benchmarks.peers.stored import stored
+from dsv2.cli.info import find_config
 from dsv2.kernels.cpu import available_threads
 
 
@@ -38,6 +40,8 @@ def test_every_number_of_threads_has_every_kind_of_work(
     made = folder.stat().st_mtime_ns
     main([*command[:-2], "--rounds", "1"])
     assert folder.stat().st_mtime_ns == made
+    with pytest.raises(ValueError, match="another shape: remove it"):
+        stored(tmp_path, "pocket", find_config("v2-lite"), "int4", {})
 
 
 @pytest.mark.parametrize(

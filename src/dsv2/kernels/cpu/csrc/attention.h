@@ -193,8 +193,7 @@ class Attention {
     return Kernel::kScratch;
   }
 
-  void put_keys(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const;
-  void put_values(int head, size_t key, int number, int column, const float* x, size_t stride, int count) const;
+  void put(bool is_key, int head, size_t key, int number, int column, const float* x, size_t stride, int count) const;
   void pack_queries(int32_t* words, int row, int rows, int head) const;
 
   float* scratch(const Team& team) const { return scratch_ + team.member() * scratch_words_; }

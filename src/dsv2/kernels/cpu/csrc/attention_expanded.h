@@ -6,30 +6,20 @@
 namespace dsv2 {
 namespace {
 
-// Columns [column, column + count) of `number` expanded keys of a head from `key` on: x[number][stride].
+// Columns [column, column + count) of `number` expanded keys, or values, of a head from `key` on:
+// x[number][stride].
 template <class V, bool bf16>
-void Attention<V, bf16>::put_keys(int head, size_t key, int number, int column, const float* x, size_t stride,
-                                  int count) const {
-  Element* keys = keys_ + static_cast<size_t>(head) * kStretch * key_width_;
+void Attention<V, bf16>::put(bool is_key, int head, size_t key, int number, int column, const float* x, size_t stride,
+                             int count) const {
+  const size_t width = is_key ? key_width_ : value_width_;
+  Element* place = (is_key ? keys_ : values_) + static_cast<size_t>(head) * kStretch * width;
   if constexpr (on_tiles()) {
-    if (prompt_tiles()) return Tiles::put_keys(keys, key, number, key_width_, column, x, stride, count);
+    if (prompt_tiles()) {
+      const auto put_tiles = is_key ? &Tiles::put_keys : &Tiles::put_values;
+      return put_tiles(place, key, number, width, column, x, stride, count);
+    }
   }
-  for (int n = 0; n < number; ++n) {
-    store_row<V>(kElement, keys + (key + n) * key_width_ + column, x + n * stride, count);
-  }
-}
-
-// The same of values.
-template <class V, bool bf16>
-void Attention<V, bf16>::put_values(int head, size_t key, int number, int column, const float* x, size_t stride,
-                                    int count) const {
-  Element* values = values_ + static_cast<size_t>(head) * kStretch * value_width_;
-  if constexpr (on_tiles()) {
-    if (prompt_tiles()) return Tiles::put_values(values, key, number, value_width_, column, x, stride, count);
-  }
-  for (int n = 0; n < number; ++n) {
-    store_row<V>(kElement, values + (key + n) * value_width_ + column, x + n * stride, count);
-  }
+  for (int n = 0; n < number; ++n) store_row<V>(kElement, place + (key + n) * width + column, x + n * stride, count);
 }
 
 // Rows [row, row + rows) of one head as a tile of queries.
@@ -82,7 +72,7 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
           write_token<V>(latent, n + i, row);
           std::memcpy(ropes + i * R, row + C, sizeof(float) * R);
         }
-        for (int h = 0; h < H; ++h) put_keys(h, n, number, N, ropes, R, R);
+        for (int h = 0; h < H; ++h) put(true, h, n, number, N, ropes, R, R);
       }
     });
     team.each(static_cast<int64_t>(H) * per_head, 1, [&](int64_t first, int64_t last) {
@@ -97,12 +87,7 @@ void Attention<V, bf16>::attend_expanded(Team& team, int b) const {
         const size_t stride = static_cast<size_t>(kUnit) * kLanes;
         for (int chunk = 0; chunk < latent.chunks.count; ++chunk) {
           multiply<V>(w, h, from, to, latent, chunk, out, stride);
-          const int key = latent.chunks.start(chunk), number = latent.chunks.width(chunk);
-          if (is_key) {
-            put_keys(h, key, number, row0, out, stride, used);
-          } else {
-            put_values(h, key, number, row0, out, stride, used);
-          }
+          put(is_key, h, latent.chunks.start(chunk), latent.chunks.width(chunk), row0, out, stride, used);
         }
       }
     });
