@@ -103,6 +103,17 @@ class Attention {
     return cache_.data + static_cast<size_t>(block) * kPage * cache_.token_bytes;
   }
 
+  // What the cache has of the page that begins at a position of a sequence.
+  Ahead page_from(int sequence, int key) const {
+    const int tokens = smaller(kPage, batch_.kv_len[sequence] - key);
+    return {page(sequence, key / kPage), static_cast<int>(ceil_div(tokens * cache_.token_bytes, size_t{64}))};
+  }
+  // The first page of a part of absorbed attention; nothing behind the last part.
+  Ahead first_page(int64_t item) const {
+    if (item >= static_cast<int64_t>(parts_)) return {};
+    return page_from(tiles_[part_list_[item].tile].sequence, part_list_[item].part * kSplit);
+  }
+
   // Columns of the latent as values: the kernel mixes 32 at a time.
   int value_columns() const {
     return coded() ? layout_.codes_latent : ceil_div(layer_.latent, 32) * 32;
@@ -297,13 +308,14 @@ void Attention<V, bf16>::project(Team& team) const {
   });
   const Matrix& wq = layer_.wq ? *layer_.wq : *layer_.wq_a;
   const int own = units(wq), both = own + units(*layer_.wkv_a);
-  team.each(both, 1, [&](int64_t first, int64_t last) {
-    for (int64_t u = first; u < last; ++u) {
-      if (u < own) {
-        multiply_unit<V>(wq, 0, u, in_, q_a_, q_a_stride_);
-      } else {
-        multiply_unit<V>(*layer_.wkv_a, 0, u - own, in_kv_, kv_, kv_stride_);
-      }
+  team.each_with_next(both, [&](int64_t u, int64_t next) {
+    const uint8_t* after = next < own    ? unit_start(wq, 0, next)
+                           : next < both ? unit_start(*layer_.wkv_a, 0, next - own)
+                                         : nullptr;
+    if (u < own) {
+      multiply_unit<V>(wq, 0, u, in_, q_a_, q_a_stride_, after);
+    } else {
+      multiply_unit<V>(*layer_.wkv_a, 0, u - own, in_kv_, kv_, kv_stride_, after);
     }
   });
   if (layer_.wq) return;
@@ -314,9 +326,7 @@ void Attention<V, bf16>::project(Team& team) const {
       write_token<V>(compressed_, t, row);
     }
   });
-  team.each(units(*layer_.wq_b), 1, [&](int64_t first, int64_t last) {
-    for (int64_t u = first; u < last; ++u) multiply_unit<V>(*layer_.wq_b, 0, u, compressed_, q_, q_stride_);
-  });
+  multiply_units<V>(team, *layer_.wq_b, compressed_, q_, q_stride_);
 }
 
 template <class V, bool bf16>
@@ -344,17 +354,16 @@ void Attention<V, bf16>::finish(Team& team) const {
     for (int64_t t = first; t < last; ++t) write_token<V>(out_in_, t, o_ + t * o_stride_);
   });
   const Matrix& wo = *layer_.wo;
-  team.each(units(wo), 1, [&](int64_t first, int64_t last) {
+  team.each_with_next(units(wo), [&](int64_t unit, int64_t next) {
     alignas(64) float out[widest_tile<V>() * kUnit * kLanes];
     const size_t stride = kUnit * kLanes;
-    for (int64_t u = first; u < last; ++u) {
-      const int from = u * kUnit, to = smaller(from + kUnit, wo.blocks), row0 = from * kLanes;
-      for (int chunk = 0; chunk < out_in_.chunks.count; ++chunk) {
-        multiply<V>(wo, 0, from, to, out_in_, chunk, out, stride);
-        for (int n = 0; n < out_in_.chunks.width(chunk); ++n) {
-          add_row<V>(x_ + static_cast<size_t>(out_in_.chunks.start(chunk) + n) * D + row0,
-                     out + n * stride, smaller(to * kLanes, D) - row0);
-        }
+    const int from = unit * kUnit, to = smaller(from + kUnit, wo.blocks), row0 = from * kLanes;
+    for (int chunk = 0; chunk < out_in_.chunks.count; ++chunk) {
+      const bool is_last = chunk + 1 == out_in_.chunks.count;
+      multiply<V>(wo, 0, from, to, out_in_, chunk, out, stride, is_last ? unit_start(wo, 0, next) : nullptr);
+      for (int n = 0; n < out_in_.chunks.width(chunk); ++n) {
+        add_row<V>(x_ + static_cast<size_t>(out_in_.chunks.start(chunk) + n) * D + row0,
+                   out + n * stride, smaller(to * kLanes, D) - row0);
       }
     }
   });

@@ -60,40 +60,38 @@ void Attention<V, bf16>::absorb(Team& team) const {
 template <class V, bool bf16>
 void Attention<V, bf16>::attend_absorbed(Team& team) const {
   const int H = layer_.heads;
-  team.each(parts_, 1, [&](int64_t first_item, int64_t last_item) {
-    for (int64_t item = first_item; item < last_item; ++item) {
-      const Tile& tile = tiles_[part_list_[item].tile];
-      const int b = tile.sequence;
-      const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
-      float* ml = part_ml_ + item * 2 * kLanes;
-      int32_t* query = queries_ + part_list_[item].tile * query_words();
-      QueryTile own{query, {}, INT32_MAX, tile.rows, {part_o_ + item * kLanes * value_columns(), ml, ml + kLanes}};
-      int largest = 0;
-      for (int r = 0; r < kLanes; ++r) {
-        const int row = tile.first_row + smaller(r, tile.rows - 1);
-        own.limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
-        own.smallest_limit = smaller(own.smallest_limit, own.limits[r]);
-        largest = largest > own.limits[r] ? largest : own.limits[r];
+  team.each_with_next(parts_, [&](int64_t item, int64_t next_item) {
+    const Tile& tile = tiles_[part_list_[item].tile];
+    const int b = tile.sequence;
+    const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
+    float* ml = part_ml_ + item * 2 * kLanes;
+    int32_t* query = queries_ + part_list_[item].tile * query_words();
+    QueryTile own{query, {}, INT32_MAX, tile.rows, {part_o_ + item * kLanes * value_columns(), ml, ml + kLanes}};
+    int largest = 0;
+    for (int r = 0; r < kLanes; ++r) {
+      const int row = tile.first_row + smaller(r, tile.rows - 1);
+      own.limits[r] = batch_.kv_len[b] - q_len + row / H - tile.token + 1;
+      own.smallest_limit = smaller(own.smallest_limit, own.limits[r]);
+      largest = largest > own.limits[r] ? largest : own.limits[r];
+    }
+    clear<V>(own.state, value_columns());
+    const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
+    float* work = scratch(team);
+    for (int key = begin; key < end; key += kPage) {
+      const int count = smaller(kPage, end - key);
+      if (coded()) {
+        float* scales = work + Bytes::kScratch;
+        uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
+        size_t stride;
+        const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
+        Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work);
+        continue;
       }
-      clear<V>(own.state, value_columns());
-      const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
-      float* work = scratch(team);
-      for (int key = begin; key < end; key += kPage) {
-        const int count = smaller(kPage, end - key);
-        if (coded()) {
-          float* scales = work + Bytes::kScratch;
-          uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
-          size_t stride;
-          const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
-          Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work);
-          continue;
-        }
-        const uint8_t* next = key + kPage < end ? page(b, key / kPage + 1) : nullptr;
-        const Element* keys =
-            page_elements(b, key / kPage, count, next, reinterpret_cast<Element*>(work + Kernel::kScratch));
-        Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
-                      layer_.scale, work);
-      }
+      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : first_page(next_item);
+      const Element* keys =
+          page_elements(b, key / kPage, count, next.start, reinterpret_cast<Element*>(work + Kernel::kScratch));
+      Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
+                    layer_.scale, work, direct() ? next : Ahead{});
     }
   });
 }

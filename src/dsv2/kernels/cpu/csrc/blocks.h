@@ -14,6 +14,7 @@ struct Block {
   const float* row_scales;
   size_t stride;  // bytes to the next block, for tiles of several
   int steps;      // vectors, or groups of a quantised format
+  const uint8_t* after;  // the block that is read next, in the same place of its tile; itself if unknown
 };
 
 struct Panel {
@@ -30,8 +31,8 @@ inline Panel panel_of(const Panels& panels, int chunk) {
 
 inline Block block_of(const Matrix& w, int item, int index) {
   const uint8_t* data = w.block(item, index);
-  if (w.groups == 0) return {data, nullptr, nullptr, w.block_bytes, static_cast<int>(w.block_bytes / 64)};
-  return {data, w.block_scales(item, index), w.block_row_scales(item, index), w.block_bytes, w.groups};
+  if (w.groups == 0) return {data, nullptr, nullptr, w.block_bytes, static_cast<int>(w.block_bytes / 64), data};
+  return {data, w.block_scales(item, index), w.block_row_scales(item, index), w.block_bytes, w.groups, data};
 }
 
 // How far ahead of its use a weight is asked for: about a memory latency of one thread's stream.

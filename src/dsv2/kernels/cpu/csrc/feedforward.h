@@ -19,15 +19,17 @@ struct Segment {
   size_t first;     // row of the first result
 };
 
-// mid = silu(gate x) * (up x), one unit of 64 columns, quantised where it stands.
+// mid = silu(gate x) * (up x), one unit of 64 columns, quantised where it stands. `after`: the weights
+// that this thread reads next.
 template <class V>
-void gate_up(const Segment& s, int unit, float* scratch) {
+void gate_up(const Segment& s, int unit, float* scratch, const uint8_t* after) {
   constexpr size_t kRow = kUnit * kLanes;
   const int from = unit * kUnit, to = from + kUnit < s.gate->blocks ? from + kUnit : s.gate->blocks;
   float *gate = scratch, *up = scratch + widest_tile<V>() * kRow;
   for (int chunk = 0; chunk < s.in.chunks.count; ++chunk) {
-    multiply<V>(*s.gate, s.item, from, to, s.in, chunk, gate, kRow);
-    multiply<V>(*s.up, s.item, from, to, s.in, chunk, up, kRow);
+    const bool is_last = chunk + 1 == s.in.chunks.count;
+    multiply<V>(*s.gate, s.item, from, to, s.in, chunk, gate, kRow, unit_start(*s.up, s.item, unit));
+    multiply<V>(*s.up, s.item, from, to, s.in, chunk, up, kRow, is_last ? after : nullptr);
     for (int n = 0; n < s.in.chunks.width(chunk); ++n) {
       float* row = gate + n * kRow;
       for (int i = 0; i < (to - from) * kLanes; i += kLanes) {
@@ -37,11 +39,6 @@ void gate_up(const Segment& s, int unit, float* scratch) {
                     s.width < to * kLanes ? s.width : to * kLanes);
     }
   }
-}
-
-template <class V>
-void down(const Segment& s, int unit, float* results, size_t stride) {
-  multiply_unit<V>(*s.down, s.item, unit, s.mid, results + s.first * stride, stride);
 }
 
 struct Choice {
@@ -148,17 +145,16 @@ class FeedForward {
       }
     });
     if (moe_) route(team);
-    team.each(gate_units_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t u = first; u < last; ++u) {
-        const int s = find(gate_starts_, u);
-        gate_up<V>(segments_[s], u - gate_starts_[s], scratch(team));
-      }
+    team.each_with_next(gate_units_, [&](int64_t unit, int64_t next) {
+      const int at = find(gate_starts_, unit);
+      const Segment& s = segments_[at];
+      gate_up<V>(s, unit - gate_starts_[at], scratch(team), start_of(&Segment::gate, gate_starts_, next, at));
     });
-    team.each(down_units_, 1, [&](int64_t first, int64_t last) {
-      for (int64_t u = first; u < last; ++u) {
-        const int s = find(down_starts_, u);
-        down<V>(segments_[s], u - down_starts_[s], results_, stride_);
-      }
+    team.each_with_next(down_units_, [&](int64_t unit, int64_t next) {
+      const int at = find(down_starts_, unit);
+      const Segment& s = segments_[at];
+      multiply_unit<V>(*s.down, s.item, unit - down_starts_[at], s.mid, results_ + s.first * stride_, stride_,
+                       start_of(&Segment::down, down_starts_, next, at));
     });
     team.each(tokens_, 1, [&](int64_t first, int64_t last) {
       for (int64_t t = first; t < last; ++t) combine(t, scratch(team));
@@ -210,10 +206,17 @@ class FeedForward {
     push({gate, up, down_, item, width, *in, Panels::make<V>(arena_, tokens, width, down_->format), rows_});
   }
 
-  static int find(const int* starts, int64_t unit) {
-    int s = 0;
+  // The segment of a unit, which is not before segment s.
+  static int find(const int* starts, int64_t unit, int s = 0) {
     while (unit >= starts[s + 1]) ++s;
     return s;
+  }
+
+  // Where the weights of a unit begin, whose segment is not before `at`; null behind the last.
+  const uint8_t* start_of(const Matrix* Segment::*matrix, const int* starts, int64_t unit, int at) const {
+    if (unit >= starts[count_]) return nullptr;
+    const int s = find(starts, unit, at);
+    return unit_start(*(segments_[s].*matrix), segments_[s].item, unit - starts[s]);
   }
 
   void route(Team& team) {

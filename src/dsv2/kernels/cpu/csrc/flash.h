@@ -125,23 +125,25 @@ struct Flash {
   static constexpr size_t kScratch = kPage * kLanes * 2;
 
   // Adds 64 keys, or fewer at the end of the tile, from position `first` on to its state. Keys are
-  // readable up to a multiple of 16, whatever stands there.
+  // readable up to a multiple of 16, whatever stands there. `ahead`: what is read after them, for tiles
+  // to ask for.
   static void block(const QueryTile& tile, int width, const Element* keys, size_t key_stride,
                     const Element* values_in, size_t value_stride, int values, int first, int count, float scale,
-                    float* scratch) {
+                    float* scratch, Ahead ahead = {}) {
     float* s = scratch;
     int32_t* weights = reinterpret_cast<int32_t*>(s + kPage * kLanes);
     alignas(64) float factors[kLanes];
     if constexpr (bf16 && V::kMatrixUnit) {
       if (FlashTiles<V>::takes(width)) {
-        FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s);
+        FlashTiles<V>::scores(tile.words, width, keys, key_stride, count, s, ahead);
         soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
         FlashTiles<V>::turn(s, count, weights);
         FlashTiles<V>::scale(factors, values, tile.state.o);
-        FlashTiles<V>::mix(weights, values_in, value_stride, values, count, tile.state.o);
+        FlashTiles<V>::mix(weights, values_in, value_stride, values, count, tile.state.o, ahead);
         return;
       }
     }
+    (void)ahead;
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {

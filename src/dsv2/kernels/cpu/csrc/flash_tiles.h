@@ -9,6 +9,19 @@
 namespace dsv2 {
 namespace {
 
+// Memory that is read next, asked for line by line.
+struct Ahead {
+  const uint8_t* start = nullptr;
+  int lines = 0;
+
+  template <class V>
+  void ask(int count) {
+    if (count > lines) count = lines;
+    for (int i = 0; i < count; ++i, start += 64) V::prefetch(start);
+    lines -= count;
+  }
+};
+
 template <class V>
 struct FlashTiles {
   using F = typename V::F;
@@ -17,8 +30,11 @@ struct FlashTiles {
 
   static bool takes(int width) { return width % kHalf == 0; }
 
-  // s[key][16] of `count` <= 64 keys.
-  static void scores(const int32_t* query, int width, const uint16_t* keys, size_t stride, int count, float* s) {
+  // s[key][16] of `count` <= 64 keys. Meanwhile half of what is ahead is asked for: tiles take lines
+  // that lie too far from each other for the processor to guess them.
+  static void scores(const int32_t* query, int width, const uint16_t* keys, size_t stride, int count, float* s,
+                     Ahead& ahead) {
+    const int lines = ceil_div(ahead.lines, 2 * (width / kHalf));
     const int tiles = ceil_div(count, kLanes);
     V::shape({kLanes, kStepWords});
     each_tile(tiles, [](auto tile) { V::template tile_zero<tile>(); });
@@ -29,6 +45,7 @@ struct FlashTiles {
         V::template tile_load<own>(keys + tile * kLanes * stride, stride * sizeof(uint16_t));
         V::template dot_halves<tile, own, 6>();
       });
+      ahead.ask<V>(lines);
     }
     each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(s + tile * kLanes * kLanes, 64); });
   }
@@ -50,8 +67,10 @@ struct FlashTiles {
   }
 
   // o[r][c] += sum over `count` keys of weight[key][r] * value[key][c], for turned weights; `values` are
-  // columns, a multiple of 32.
-  static void mix(const int32_t* weights, const uint16_t* values_in, size_t stride, int values, int count, float* o) {
+  // columns, a multiple of 32. Meanwhile what is ahead is asked for.
+  static void mix(const int32_t* weights, const uint16_t* values_in, size_t stride, int values, int count, float* o,
+                  Ahead& ahead) {
+    const int lines = ceil_div(ahead.lines, values / kHalf);
     const bool both = count > kHalf;
     V::shape({kLanes, kStepWords});
     alignas(64) int32_t pairs[2][4 * kTile];
@@ -70,6 +89,7 @@ struct FlashTiles {
         V::template tile_load<7>(own + 3 * kTile, 64);
       }
       add(o + c, bytes, both);
+      ahead.ask<V>(lines);
     }
   }
 

@@ -64,9 +64,7 @@ class Instance final : public Backend {
           write_token<V>(in, t, row);
         }
       });
-      team.each(units(w), 1, [&](int64_t first, int64_t last) {
-        for (int64_t u = first; u < last; ++u) multiply_unit<V>(w, 0, u, in, wide, stride);
-      });
+      multiply_units<V>(team, w, in, wide, stride);
       V::leave();
       if (direct) return;
       team.each(tokens, 1, [&](int64_t first, int64_t last) {

@@ -22,7 +22,7 @@ struct TileShape {
 struct Amx : Avx512<true> {
   static constexpr bool kMatrixUnit = true;
   // Tokens from which on the unit is faster: a group of int8 is half a step of it.
-  static constexpr int fewest(Format format) { return format == Format::kInt8 ? 12 : 8; }
+  static constexpr int fewest(Format format) { return format == Format::kInt8 ? 8 : 6; }
   static constexpr int kByteTokens = 64;  // levels are unpacked once for so many
   static constexpr int kHalfTokens = 32;
   using Part = Avx512<true>;

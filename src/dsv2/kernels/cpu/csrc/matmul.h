@@ -8,6 +8,7 @@
 
 #include "blocks.h"
 #include "panels.h"
+#include "pool.h"
 #include "tiles.h"
 
 namespace dsv2 {
@@ -26,6 +27,9 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   constexpr int kParts = kLanes / W::kPartLanes;
   constexpr int P = N * R <= 2 ? 4 : N <= V::kChained ? 2 : 1;
   constexpr bool kRaised = format == Format::kInt4 || V::kBiased;
+  // Near its end a block asks for the start of what comes after it.
+  const int near = block.steps - kAhead / kBytes;
+  const ptrdiff_t onward = block.after - block.data - static_cast<ptrdiff_t>(block.steps) * kBytes;
   const I book = W::codebook();
   F acc[R][kParts][N];
   for (int r = 0; r < R; ++r) {
@@ -36,6 +40,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
   }
   const int32_t* xg = x.data;
   for (int g = 0; g < block.steps; ++g, xg += kSteps * N) {
+    const ptrdiff_t ahead = kAhead + (g < near ? 0 : onward);
     for (int r = 0; r < R; ++r) {
       for (int h = 0; h < kParts; ++h) {
         const uint8_t* w =
@@ -53,7 +58,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
 #pragma GCC unroll 8
           for (int s = 0; s < kSteps; s += 2) {
             const I codes = W::load_bytes(w);
-            W::prefetch(w + kAhead);
+            W::prefetch(w + ahead);
             w += 64;
             const I low = W::low_nibbles(codes, book), high = W::high_nibbles(codes, book);
 #pragma GCC unroll 16
@@ -67,7 +72,7 @@ void tile_bytes(const Block& block, const Panel& x, float* out, size_t stride) {
 #pragma GCC unroll 8
           for (int s = 0; s < kSteps; ++s) {
             const I bytes = W::load_bytes(w);
-            W::prefetch(w + kAhead);
+            W::prefetch(w + ahead);
             w += 64;
 #pragma GCC unroll 16
             for (int n = 0; n < N; ++n) {
@@ -192,42 +197,59 @@ TileFunction tile_for(Format format, int tokens, bool single) {
 }
 
 // Blocks [first, last) of item times one chunk: out[token in chunk * stride + (block - first) * 16].
+// `after`: the block that this thread reads next, of as many columns, if that is known.
 template <class V>
 void multiply(const Matrix& w, int item, int first, int last, const Panels& panels, int chunk,
-              float* out, size_t stride) {
+              float* out, size_t stride, const uint8_t* after = nullptr) {
   const int width = panels.chunks.width(chunk);
   const Panel panel = panel_of(panels, chunk);
   if constexpr (V::kMatrixUnit) {
     if (in_matrix_unit<V>(w.format, width)) {
-      multiply_tiles<V>(w, item, first, last, panel, width, out, stride);
+      multiply_tiles<V>(w, item, first, last, panel, width, out, stride, after);
       return;
     }
   }
   const int many = together<V>(w.format, width);
   const TileFunction tile = tile_for<V>(w.format, width, false);
-  int block = first;
-  for (; block + many <= last; block += many) {
-    tile(block_of(w, item, block), panel, out + (block - first) * kLanes, stride);
-  }
-  if (block == last) return;
   const TileFunction single = tile_for<V>(w.format, width, true);
-  for (; block < last; ++block) {
-    single(block_of(w, item, block), panel, out + (block - first) * kLanes, stride);
+  for (int block = first, next; block < last; block = next) {
+    const bool is_whole = block + many <= last;
+    next = block + (is_whole ? many : 1);
+    Block own = block_of(w, item, block);
+    if (next < last) {
+      own.after = w.block(item, next);
+    } else if (after) {
+      own.after = after;
+    }
+    (is_whole ? tile : single)(own, panel, out + (block - first) * kLanes, stride);
   }
 }
 
 inline int units(const Matrix& w) { return (w.blocks + kUnit - 1) / kUnit; }
 
-// Unit of up to 64 rows times all chunks: out[token * stride + row].
+// Where the weights of a unit begin; null behind the last.
+inline const uint8_t* unit_start(const Matrix& w, int item, int64_t unit) {
+  return unit < units(w) ? w.block(item, static_cast<int>(unit) * kUnit) : nullptr;
+}
+
+// Unit of up to 64 rows times all chunks: out[token * stride + row]; `after` as above.
 template <class V>
 void multiply_unit(const Matrix& w, int item, int unit, const Panels& panels, float* out,
-                   size_t stride) {
+                   size_t stride, const uint8_t* after = nullptr) {
   const int first = unit * kUnit, last = first + kUnit < w.blocks ? first + kUnit : w.blocks;
   for (int chunk = 0; chunk < panels.chunks.count; ++chunk) {
     multiply<V>(w, item, first, last, panels, chunk,
                 out + static_cast<size_t>(panels.chunks.start(chunk)) * stride + first * kLanes,
-                stride);
+                stride, chunk + 1 < panels.chunks.count ? nullptr : after);
   }
+}
+
+// All units of the first item times all chunks, by the whole team.
+template <class V>
+void multiply_units(Team& team, const Matrix& w, const Panels& panels, float* out, size_t stride) {
+  team.each_with_next(units(w), [&](int64_t unit, int64_t next) {
+    multiply_unit<V>(w, 0, unit, panels, out, stride, unit_start(w, 0, next));
+  });
 }
 
 }  // namespace

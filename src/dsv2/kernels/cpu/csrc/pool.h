@@ -39,14 +39,34 @@ class Team {
       if (count > 0) body(int64_t{0}, count);
       return;
     }
-    const int use = loop_++;
-    Counter& counter = shared_.counters[use % kCounters];
-    // The counter half a turn ahead was last used behind a barrier that all have passed.
-    shared_.counters[(use + kCounters / 2) % kCounters].next.store(0, std::memory_order_relaxed);
+    std::atomic<int64_t>& counter = next_counter();
     for (;;) {
-      const int64_t first = counter.next.fetch_add(grain, std::memory_order_relaxed);
+      const int64_t first = counter.fetch_add(grain, std::memory_order_relaxed);
       if (first >= count) break;
       body(first, first + grain < count ? first + grain : count);
+    }
+    barrier();
+  }
+
+  // Calls body(i, next) for i in [0, count) and the i that this thread gets after it, `count` if none:
+  // what that reads can be asked for early. Threads with few parts each take them one by one and do
+  // not know.
+  template <class Body>
+  void each_with_next(int64_t count, const Body& body) {
+    if (shared_.size == 1) {
+      for (int64_t i = 0; i < count; ++i) body(i, i + 1);
+      return;
+    }
+    if (count < kManyParts * shared_.size) {
+      each(count, 1, [&](int64_t first, int64_t) { body(first, count); });
+      return;
+    }
+    std::atomic<int64_t>& counter = next_counter();
+    int64_t own = counter.fetch_add(1, std::memory_order_relaxed);
+    while (own < count) {
+      const int64_t next = counter.fetch_add(1, std::memory_order_relaxed);
+      body(own, next < count ? next : count);
+      own = next;
     }
     barrier();
   }
@@ -54,6 +74,16 @@ class Team {
   void barrier();
 
  private:
+  static constexpr int kManyParts = 8;  // for each thread
+
+  // Of the loop that begins: what is dealt out of it so far.
+  std::atomic<int64_t>& next_counter() {
+    const int use = loop_++;
+    // The counter half a turn ahead was last used behind a barrier that all have passed.
+    shared_.counters[(use + kCounters / 2) % kCounters].next.store(0, std::memory_order_relaxed);
+    return shared_.counters[use % kCounters].next;
+  }
+
   Shared& shared_;
   int member_;
   int loop_ = 0;

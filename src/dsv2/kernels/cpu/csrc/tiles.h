@@ -21,7 +21,8 @@ namespace {
 constexpr size_t kTileBytes = 1024;
 constexpr int kTileRows = 16;
 constexpr size_t kTileSums = kTileRows * kLanes;
-constexpr int kSlab = 4;       // steps of bf16, or groups, that are multiplied at once
+constexpr int kSlab = 4;       // steps of bf16 that are multiplied at once,
+constexpr int kSlabGroups = 2;  // and groups of bytes
 constexpr int kMostTiles = 4;  // of tokens in a chunk
 
 // Tiles of equal height over a chunk.
@@ -44,10 +45,14 @@ struct TileWork {
   float* out;
   size_t stride;
 
+  // `after`: what is read next, block by block as these.
   TileWork(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
-           size_t stride)
+           size_t stride, const uint8_t* after)
       : count(last - first < kUnit ? last - first : kUnit), heights(width), x(panel), out(out), stride(stride) {
-    for (int i = 0; i < count; ++i) blocks[i] = block_of(w, item, first + i);
+    for (int i = 0; i < count; ++i) {
+      blocks[i] = block_of(w, item, first + i);
+      if (after) blocks[i].after = after + i * w.block_bytes;
+    }
   }
   float* place(int block, int tile) const { return out + heights.start(tile) * stride + block * kLanes; }
 };
@@ -146,112 +151,115 @@ void multiply_halves(const TileWork& work) {
   }
 }
 
-// Integer sums of up to kSlab groups, `next` words of activations apart: sums[group][token][16].
-template <class V, Format format>
-void tile_groups(const uint8_t* weights, const int32_t* x, size_t next, int count, int32_t* sums) {
-  constexpr size_t kRow = group_of(format), kGroupBytes = kRow * kLanes;
-  each_tile(count, [&](auto group) {
-    constexpr int a = 4 + group % 2, b = 6 + group % 2;
-    V::template tile_load<a>(x + group * next, kRow);
-    V::template tile_load<b>(weights + group * kGroupBytes, 64);
-    V::template tile_zero<group>();
-    V::template dot_byte_tiles<group, a, b, format == Format::kInt4>();
-  });
-  each_tile(count, [&](auto group) { V::template tile_store<group>(sums + group * kTileSums, 64); });
-}
-
 // 4-bit codes of `count` groups of a block as the unit reads weights.
 template <class V>
 void unpack_levels(const uint8_t* codes, int count, uint8_t* out) {
   const typename V::I book = V::levels();
   for (int i = 0; i < count * kGroup4 / 8; ++i, codes += 64, out += 128) {
     const typename V::I vector = V::load_bytes(codes);
-    V::prefetch(codes + kAhead);
     V::store_int(out, V::low_nibbles(vector, book));
     V::store_int(out + 64, V::high_nibbles(vector, book));
   }
 }
 
-// A slab of a block and a tile of tokens: where the walk over all of them is.
-struct TileStep {
-  int first = 0, block = 0, tile = 0;
-
-  bool advance(const TileWork& work) {
-    if (++tile < work.heights.count) return true;
-    tile = 0;
-    if (++block < work.count) return true;
-    block = 0;
-    first += kSlab;
-    return first < work.blocks[0].steps;
-  }
+// A block and groups [first, first + count) of it, whose products with all tiles of tokens are made at
+// once.
+struct Slab {
+  int block, first, count;
 };
 
-// M tokens to a tile. The unit makes the integer sums of a step while vector instructions scale and
-// add those of the one before.
+// Scales integer sums [group][tile][16][16] of a slab and adds them to those of the block's slabs before
+// it, `partial` [tile][block][16][16]; those of the last slab go out.
 template <class V, Format format, int M>
-void multiply_bytes(const TileWork& work) {
+void scale_sums(const TileWork& work, Slab slab, const int32_t* sums, float (*partial)[kUnit][kTileSums]) {
   using F = typename V::F;
-  constexpr bool kPacked = format == Format::kInt4;
-  constexpr int kWords = group_of(format) / 4;
-  constexpr size_t kGroupBytes = static_cast<size_t>(kWords) * (kPacked ? 32 : 64);
-  static_assert(V::kByteTokens <= kMostTiles * kTileRows);
-  V::shape({M, kWords});
-  alignas(64) uint8_t levels[2][kPacked ? kSlab * kTileBytes : 1];
-  alignas(64) int32_t sums[2][kSlab * kTileSums];
-  alignas(64) float partial[kMostTiles][kUnit][kTileSums];
-  const int groups = work.blocks[0].steps, width = work.heights.tokens;
-  const auto count_of = [&](const TileStep& at) { return groups - at.first < kSlab ? groups - at.first : kSlab; };
-  int made = 0;  // slabs of blocks that were unpacked: the last of them lies in levels[made % 2]
-  const auto unpack = [&](const TileStep& at) {
-    if constexpr (kPacked) {
-      unpack_levels<V>(work.blocks[at.block].data + at.first * kGroupBytes, count_of(at), levels[++made % 2]);
-    }
-  };
-  TileStep next;
-  const auto start = [&](int32_t* into) {
-    const uint8_t* weights = kPacked ? levels[made % 2] : work.blocks[next.block].data + next.first * kGroupBytes;
-    const size_t token = work.heights.start(next.tile);
-    tile_groups<V, format>(weights, work.x.data + (static_cast<size_t>(next.first) * width + token) * kWords,
-                           static_cast<size_t>(kWords) * width, count_of(next), into);
-    // One ahead of their use: a tile cannot be loaded from stores that are still under way.
-    if (next.tile + 1 == work.heights.count) {
-      TileStep later = next;
-      if (later.advance(work)) unpack(later);
-    }
-  };
-  unpack(next);
-  start(sums[0]);
-  bool more = true;
-  for (int turn = 0; more; ++turn) {
-    const TileStep at = next;
-    more = next.advance(work);
-    if (more) start(sums[(turn + 1) % 2]);
-    const Block& block = work.blocks[at.block];
-    float* kept = partial[at.tile][at.block];
+  const Block& block = work.blocks[slab.block];
+  for (int tile = 0; tile < work.heights.count; ++tile) {
+    const int start = work.heights.start(tile);
+    float* kept = partial[tile][slab.block];
     F acc[M];
 #pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) acc[m] = at.first ? V::load(kept + m * kLanes) : V::zero();
-    const int count = count_of(at);
-    for (int g = 0; g < count; ++g) {
-      const int32_t* sum = sums[turn % 2] + g * kTileSums;
-      const size_t group = at.first + g, side = group * width + work.heights.start(at.tile);
+    for (int m = 0; m < M; ++m) acc[m] = slab.first ? V::load(kept + m * kLanes) : V::zero();
+    for (int g = 0; g < slab.count; ++g) {
+      const int32_t* sum = sums + (g * kMostTiles + tile) * kTileSums;
+      const size_t group = slab.first + g, side = group * work.heights.tokens + start;
       const F scale = V::load_int8(block.scales + group * kLanes);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) {
         typename V::I dot = V::load_int(sum + m * kLanes);
         // Weights of 8 bits are stored without sign, 128 higher.
-        if constexpr (!kPacked) dot = V::add_int(dot, V::set_int(work.x.starts[side + m]));
+        if constexpr (format == Format::kInt8) dot = V::add_int(dot, V::set_int(work.x.starts[side + m]));
         acc[m] = V::fma(V::to_float(dot), V::mul(scale, V::set(work.x.scales[side + m])), acc[m]);
       }
     }
-    if (at.first + kSlab < groups) {
+    if (slab.first + slab.count < block.steps) {
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) V::store(kept + m * kLanes, acc[m]);
     } else {
       const F rows = V::load(block.row_scales);
-      float* out = work.place(at.block, at.tile);
+      float* out = work.place(slab.block, tile);
 #pragma GCC unroll 16
       for (int m = 0; m < M; ++m) V::store(out + m * work.stride, V::mul(acc[m], rows));
+    }
+  }
+}
+
+// M tokens to a tile. While the unit makes the sums of a slab, vector instructions unpack the next one:
+// a tile cannot be loaded from stores still under way. Sums are scaled at once, from where they are: a
+// second place for them would not leave the first level of cache to all others.
+template <class V, Format format, int M>
+void multiply_bytes(const TileWork& work) {
+  constexpr bool kPacked = format == Format::kInt4;
+  constexpr int kWords = group_of(format) / 4, kLines = 8;
+  constexpr size_t kGroupBytes = kLines * 64, kUnpacked = static_cast<size_t>(kWords) * 64;
+  constexpr size_t kGroupSums = kMostTiles * kTileSums;
+  static_assert(kGroupBytes == static_cast<size_t>(kWords) * (kPacked ? 32 : 64));
+  static_assert(V::kByteTokens <= kMostTiles * kTileRows);
+  V::shape({M, kWords});
+  alignas(64) uint8_t levels[2][kPacked ? kSlabGroups * kTileBytes : 1];
+  alignas(64) int32_t sums[kSlabGroups * kGroupSums];
+  alignas(64) float partial[kMostTiles][kUnit][kTileSums];
+  const int groups = work.blocks[0].steps, tiles = work.heights.count, lines = (kLines + tiles - 1) / tiles;
+  const size_t next_group = static_cast<size_t>(kWords) * work.heights.tokens;
+  const auto count_from = [&](int first) { return groups - first < kSlabGroups ? groups - first : kSlabGroups; };
+  const auto unpack = [&](int block, int first, int turn) {
+    if constexpr (kPacked) {
+      unpack_levels<V>(work.blocks[block].data + first * kGroupBytes, count_from(first), levels[turn % 2]);
+    }
+  };
+  int turn = 0;
+  unpack(0, 0, 0);
+  for (int first = 0; first < groups; first += kSlabGroups) {
+    const int count = count_from(first);
+    const bool is_last = first + count == groups;
+    for (int b = 0; b < work.count; ++b, ++turn) {
+      const Block& block = work.blocks[b];
+      const uint8_t *codes = block.data + first * kGroupBytes, *weights = kPacked ? levels[turn % 2] : codes;
+      const uint8_t* ahead = is_last ? block.after : codes + count * kGroupBytes;
+      const int32_t* x = work.x.data + first * next_group;
+      for (int g = 0; g < count; ++g, x += next_group) {
+        V::template tile_load<6>(weights + g * kUnpacked, 64);
+        each_tile(tiles, [&](auto tile) {
+          constexpr int own = 4 + tile % 2;
+          if (g) V::template tile_store<tile>(sums + (g - 1) * kGroupSums + tile * kTileSums, 64);
+          V::template tile_load<own>(x + work.heights.start(tile) * kWords, group_of(format));
+          V::template tile_zero<tile>();
+          V::template dot_byte_tiles<tile, own, 6, kPacked>();
+          // A few lines at a time: all at once they would hold up the tiles.
+          for (int line = 0; line < lines; ++line) {
+            V::prefetch(ahead + g * kGroupBytes + (tile * lines + line) * 64);
+          }
+        });
+      }
+      each_tile(tiles, [&](auto tile) {
+        V::template tile_store<tile>(sums + (count - 1) * kGroupSums + tile * kTileSums, 64);
+      });
+      if (b + 1 < work.count) {
+        unpack(b + 1, first, turn + 1);
+      } else if (!is_last) {
+        unpack(0, first + count, turn + 1);
+      }
+      scale_sums<V, format, M>(work, {b, first, count}, sums, partial);
     }
   }
 }
@@ -271,13 +279,15 @@ TileKernel bytes_for(int rows) {
 // Blocks [first, last) of item times a chunk of `width` tokens, as multiply of matmul.h.
 template <class V>
 void multiply_tiles(const Matrix& w, int item, int first, int last, const Panel& panel, int width, float* out,
-                    size_t stride) {
+                    size_t stride, const uint8_t* after) {
   const int rows = Heights(width).rows;
   const TileKernel kernel = w.format == Format::kBf16   ? &multiply_halves<V>
                             : w.format == Format::kInt8 ? bytes_for<V, Format::kInt8>(rows)
                                                         : bytes_for<V, Format::kInt4>(rows);
   for (int block = first; block < last; block += kUnit) {
-    kernel(TileWork(w, item, block, last, panel, width, out + (block - first) * kLanes, stride));
+    const bool is_last = block + kUnit >= last;
+    kernel(TileWork(w, item, block, last, panel, width, out + (block - first) * kLanes, stride,
+                    is_last ? after : w.block(item, block + kUnit)));
   }
 }
 
