@@ -52,12 +52,15 @@ def _model_of(row: Row) -> tuple[str, int]:
 
 
 def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
-    # As they are used: codes from a file, which is mapped.
+    # As they are used: codes from a file, which is mapped, and in the page cache like the peers'.
     first = rows[0]
-    is_stored = first.weights in SCHEMES and first.layers is None
+    checkpoint = None
+    if first.weights in SCHEMES and first.layers is None:
+        checkpoint = checkpoint_of(setting, first.weights)
+        _warm(checkpoint)
     request = {
         "shape": str(setting.shape), "threads": setting.threads,
-        "checkpoint": str(checkpoint_of(setting, first.weights)) if is_stored else None,
+        "checkpoint": None if checkpoint is None else str(checkpoint),
         "rows": [asdict(row) for row in rows],
     }  # fmt: skip
     # The roof is measured by the kernels; torch's own threads would only stand in their way.
@@ -70,12 +73,16 @@ def _in_a_process(rows: Sequence[Row], setting: Setting) -> Outcomes:
     return {key: Measured(*parts) for key, parts in json.loads(ran.output).items()}
 
 
+def _warm(folder: Path) -> None:
+    read_through(*sorted(folder.glob("*.safetensors")))
+
+
 def _start(rows: Sequence[Row], setting: Setting) -> Outcomes:
     """A stored checkpoint in the page cache, from the start of ``dsv2 run`` to its first byte."""
     found: Outcomes = {}
     for weights, group in groupby(rows, lambda row: row.weights):
         folder = checkpoint_of(setting, weights)
-        read_through(*sorted(folder.glob("*.safetensors")))
+        _warm(folder)
         command = [sys.executable, "-m", "dsv2", "run", "--raw", "--device", "cpu",
                    "--max-tokens", "1", folder, "def"]  # fmt: skip
         try:
