@@ -9,7 +9,8 @@ Both read one file of random weights. Points of their benchmarks that matter:
   takes minutes less, and its cache, a hundredth of what a step reads, is read once;
 - ik_llama.cpp's batch benchmark feeds the same token to every sequence, so that all choose the same
   experts and it reads far fewer than llama.cpp's and ours, which draw tokens. Its figures on those
-  rows are of less work.
+  rows are of less work, unless its ``batched-bench.cpp`` draws them too: ``std::rand() %
+  llama_n_vocab(model)`` for the 0 that ``common_batch_add`` is given in its two loops.
 """
 
 from __future__ import annotations
