@@ -118,9 +118,8 @@ class Attention {
   int value_columns() const {
     return coded() ? layout_.codes_latent : ceil_div(layer_.latent, 32) * 32;
   }
-  // Whether absorbed attention multiplies the cache's codes themselves, with a kernel of its own. A
-  // matrix unit is so much faster in bf16 that what is read is turned into that instead.
-  bool coded() const { return has_codes(cache_.format) && !(on_tiles() && FlashTiles<V>::takes(width())); }
+  // Whether absorbed attention multiplies the cache's codes themselves, with a kernel of its own.
+  bool coded() const { return has_codes(cache_.format); }
   static constexpr bool on_tiles() { return bf16 && V::kMatrixUnit; }
   size_t query_words() const { return coded() ? Bytes::words(layout_) : Kernel::words(width()); }
   // Whether the kernel can read the cache as it is.
@@ -129,29 +128,10 @@ class Attention {
     return direct() ? width() : ceil_div(width() > value_columns() ? width() : value_columns(), 32) * 32;
   }
 
-  // Token `n` of a page, or of the one that is read next, if there is one.
-  const uint8_t* token(const uint8_t* start, const uint8_t* next, int n) const {
-    if (n < kPage) return start + n * cache_.token_bytes;
-    return next ? next + (n - kPage) * cache_.token_bytes : nullptr;
-  }
-
   // The latents of a page as elements of the kernel, converted where the cache holds another kind.
-  // `next`: the page that this thread reads after it, or null.
-  const Element* page_elements(int sequence, int index, int count, const uint8_t* next, Element* scratch) const {
+  const Element* page_elements(int sequence, int index, int count, Element* scratch) const {
     const uint8_t* start = page(sequence, index);
     if (direct()) return reinterpret_cast<const Element*>(start);
-    if constexpr (on_tiles()) {
-      if (has_codes(cache_.format)) {
-        constexpr int kAhead = 16;  // tokens on their way from memory while one is turned
-        for (int n = 0; n < count; ++n) {
-          if (const uint8_t* ahead = token(start, next, n + kAhead)) {
-            for (size_t i = 0; i < cache_.token_bytes; i += 64) __builtin_prefetch(ahead + i, 0, 2);
-          }
-          load_halves<V>(cache_.format, start + n * cache_.token_bytes, scratch + n * page_stride(), layout_);
-        }
-        return scratch;
-      }
-    }
     alignas(64) float row[4096];
     for (int n = 0; n < count; ++n) {
       load_row<V>(cache_.format, start + n * cache_.token_bytes, row, width());

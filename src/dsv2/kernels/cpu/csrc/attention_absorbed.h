@@ -79,17 +79,17 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
     float* work = scratch(team);
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);
+      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : first_page(next_item);
       if (coded()) {
         float* scales = work + Bytes::kScratch;
         uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
         size_t stride;
         const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
-        Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work);
+        Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work, next);
         continue;
       }
-      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : first_page(next_item);
       const Element* keys =
-          page_elements(b, key / kPage, count, next.start, reinterpret_cast<Element*>(work + Kernel::kScratch));
+          page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
       Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
                     layer_.scale, work, direct() ? next : Ahead{});
     }

@@ -78,20 +78,15 @@ struct Amx : Avx512<true> {
       asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
     }
   }
+  // The same where a is without sign and b has one.
+  template <int sum, int a, int b>
+  static void dot_unsigned_tiles() {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+  }
 
   // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles, signed.
   static I levels() {
     return _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kCodebook)));
-  }
-
-  // 32 codes, 128 above their levels, times a scale, as bf16.
-  static void decode_codes(const uint8_t* codes, float scale, uint16_t* out) {
-    const __m512 by = _mm512_set1_ps(scale), less = _mm512_set1_ps(-128.0f * scale);  // exact: a power of 2
-    const auto part = [&](const uint8_t* p) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), by, less);
-    };
-    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(part(codes + 16), part(codes)));
   }
 
   // 2^x with a relative error below 1.1e-4, exactly 1 for 0: for weights that are rounded to bf16.

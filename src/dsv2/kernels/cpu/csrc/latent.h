@@ -172,14 +172,5 @@ void load_latent(Format format, const uint8_t* place, float* x, const LatentLayo
   });
 }
 
-// Reads a token of codes as bf16 [C+R], by 32 columns: what is written behind the last is nobody's.
-template <class V>
-void load_halves(Format format, const uint8_t* place, uint16_t* x, const LatentLayout& layout) {
-  each_group(format, place, layout, [&](int g, const uint8_t* codes, float scale) {
-    uint16_t* out = x + layout.column(g);
-    for (int i = 0; i < layout.columns(g); i += 32) V::decode_codes(codes + i, scale, out + i);
-  });
-}
-
 }  // namespace
 }  // namespace dsv2
