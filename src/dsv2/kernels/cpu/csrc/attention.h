@@ -3,6 +3,7 @@
 #pragma once
 
 #include "flash.h"
+#include "flash_byte_tiles.h"
 #include "flash_bytes.h"
 #include "matmul.h"
 #include "pool.h"
@@ -11,7 +12,6 @@
 namespace dsv2 {
 namespace {
 
-constexpr int kSplit = 256;    // keys per part of an absorbed attention, whatever the batch
 constexpr int kStretch = 1024; // keys that are expanded at once
 constexpr int kTogether = 4;   // tiles of queries that go over those together, for them to stay in cache
 
@@ -94,6 +94,8 @@ class Attention {
   void write_cache(Team& team) const;
   void absorb(Team& team) const;
   void attend_absorbed(Team& team) const;
+  void attend_codes(const QueryTile& tile, int32_t* query, int sequence, int begin, int end, int64_t next_item,
+                    float* work) const;
   void lift(Team& team) const;
   void attend_expanded(Team& team, int sequence) const;
   void finish(Team& team) const;
@@ -108,10 +110,12 @@ class Attention {
     const int tokens = smaller(kPage, batch_.kv_len[sequence] - key);
     return {page(sequence, key / kPage), static_cast<int>(ceil_div(tokens * cache_.token_bytes, size_t{64}))};
   }
-  // The first page of a part of absorbed attention; nothing behind the last part.
-  Ahead first_page(int64_t item) const {
+  // A page of a part of absorbed attention; nothing behind the sequence's last or the last part.
+  Ahead page_of(int64_t item, int page) const {
     if (item >= static_cast<int64_t>(parts_)) return {};
-    return page_from(tiles_[part_list_[item].tile].sequence, part_list_[item].part * kSplit);
+    const int sequence = tiles_[part_list_[item].tile].sequence;
+    const int key = part_list_[item].part * kSplit + page * kPage;
+    return key < batch_.kv_len[sequence] ? page_from(sequence, key) : Ahead{};
   }
 
   // Columns of the latent as values: the kernel mixes 32 at a time.
@@ -140,9 +144,9 @@ class Attention {
     return scratch;
   }
 
-  // The same for codes: 8-bit ones `stride` apart, and the scales of `count` tokens.
-  const uint8_t* page_codes(int sequence, int index, int count, uint8_t* scratch, float* scales,
-                            size_t* stride) const {
+  // The same for codes: 8-bit ones `stride` apart, and the scales of `count` tokens. `scratch` takes the
+  // codes of a page where the cache has others.
+  const uint8_t* page_codes(int sequence, int index, int count, uint8_t* scratch, float* scales) const {
     const uint8_t* start = page(sequence, index);
     const size_t code_bytes = layout_.code_bytes(cache_.format);
     for (int n = 0; n < count; ++n) {
@@ -151,13 +155,19 @@ class Attention {
         scales[n * layout_.groups_all + g] = latent_scales().of[own[g]];
       }
     }
-    *stride = cache_.token_bytes;
     if (cache_.format == Format::kInt8) return start;
-    *stride = layout_.codes_all;
     for (int n = 0; n < count; ++n) {
-      unpack_six(start + n * cache_.token_bytes, layout_.codes_all, scratch + n * *stride);
+      unpack_six<V>(start + n * cache_.token_bytes, layout_.codes_all, scratch + n * code_stride());
     }
     return scratch;
+  }
+  size_t code_stride() const {
+    return cache_.format == Format::kInt8 ? cache_.token_bytes : static_cast<size_t>(layout_.codes_all);
+  }
+
+  // Words of scratch before the scales of keys.
+  static constexpr size_t coded_scratch() {
+    return V::kMatrixUnit ? FlashByteTiles<V>::kScratch : Bytes::kScratch;
   }
 
   // The rows of all absorbed tokens for one head, or one of its groups, out of the panels of all.
@@ -229,7 +239,7 @@ void Attention<V, bf16>::plan(int threads) {
   // Scratch of a thread: what a kernel works in, then a page that had to be converted.
   const size_t plain_words = kernel_scratch() + kPage * page_stride();
   const size_t coded_words =
-      Bytes::kScratch + static_cast<size_t>(kPage) * (layout_.groups_all + layout_.codes_all / 4);
+      coded_scratch() + static_cast<size_t>(kSplit) * (layout_.groups_all + layout_.codes_all / 4);
   const size_t widest = padded<V>(*layer_.w_uv), row = widest > kUnit * kLanes ? widest : kUnit * kLanes;
   scratch_words_ = (coded_words > plain_words ? coded_words : plain_words) + widest_tile<V>() * row;
   if (absorbed_ > 0) {

@@ -77,23 +77,48 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
     clear<V>(own.state, value_columns());
     const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
     float* work = scratch(team);
+    if (coded()) {
+      attend_codes(own, query, b, begin, end, next_item, work);
+      return;
+    }
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);
-      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : first_page(next_item);
-      if (coded()) {
-        float* scales = work + Bytes::kScratch;
-        uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kPage * layout_.groups_all);
-        size_t stride;
-        const uint8_t* codes = page_codes(b, key / kPage, count, unpacked, scales, &stride);
-        Bytes::block(query, layout_, codes, stride, scales, key, count, own, layer_.scale, work, next);
-        continue;
-      }
+      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : page_of(next_item, 0);
       const Element* keys =
           page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
       Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
                     layer_.scale, work, direct() ? next : Ahead{});
     }
   });
+}
+
+// Keys [begin, end) of a part as codes.
+template <class V, bool bf16>
+void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int sequence, int begin, int end,
+                                      int64_t next_item, float* work) const {
+  float* scales = work + coded_scratch();
+  uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kSplit * layout_.groups_all);
+  if constexpr (V::kMatrixUnit) {
+    CodedPart keys{{}, code_stride(), end - begin, scales, {}, {}};
+    const bool announced = next_item < static_cast<int64_t>(parts_);
+    for (int page = 0; page < keys.page_count(); ++page) {
+      const size_t token = static_cast<size_t>(page) * kPage;
+      const int key = begin + page * kPage;
+      keys.pages[page] = page_codes(sequence, key / kPage, keys.keys_of(page), unpacked + token * code_stride(),
+                                    scales + token * layout_.groups_all);
+      // Who knows the next part asks for all of it while this one is mixed.
+      if (announced) keys.in_mix[page] = page_of(next_item, page);
+      if (!announced && key + kPage < end) keys.in_scores[page] = page_from(sequence, key + kPage);
+    }
+    FlashByteTiles<V>::part(query, Bytes::scales_of(query, layout_), Bytes::starts_of(query, layout_), layout_, keys,
+                            begin, tile, layer_.scale, work);
+  } else {
+    for (int key = begin; key < end; key += kPage) {
+      const int count = smaller(kPage, end - key);
+      const uint8_t* codes = page_codes(sequence, key / kPage, count, unpacked, scales);
+      Bytes::block(query, layout_, codes, code_stride(), scales, key, count, tile, layer_.scale, work);
+    }
+  }
 }
 
 // Joins the parts of each row, then o[h] = W^UV[h] times it.

@@ -1,36 +1,72 @@
-// The products of flash_bytes.h on a matrix unit, with its numbers bit for bit: sums of bytes are exact.
+// Absorbed attention over cached latents of one byte per number on a matrix unit: a part of the keys at
+// once, where flash_bytes.h takes 64.
 //
-// Keys are tiles from where they lie, 16 tokens of 64 codes; a packed query is one already. For what is
-// mixed codes of four tokens are put side by side and weights are turned, as vector instructions would
-// have them. A tile cannot be loaded from stores still under way: what is loaded next is stored one
+// Queries and scores are those of flash_bytes.h bit for bit. The weights of the softmax, each times the
+// scale of its key's group, become integers of 16 bits, one step for a row, a group and the part; their
+// high and low bytes meet the codes in products of their own:
+//
+//   o[c] = step[g] (256 sum over n of high[n][g] v8[n][c] + sum over n of low[n][g] v8[n][c])
+//
+// Sums are exact and stay below 2^31 for 256 keys. So a part's result depends on its own tokens alone
+// here too, and its output is written once. Keys are tiles from where they lie, 16 tokens of 64 codes; a
+// packed query is one already. For what is mixed codes of four tokens are put side by side and weights
+// are turned. A tile cannot be loaded from stores still under way: what is loaded next is stored one
 // product earlier.
 #pragma once
 
-#include <cstring>
-
-#include "flash_tiles.h"
+#include "flash.h"
 #include "latent.h"
 #include "tiles.h"
 
 namespace dsv2 {
 namespace {
 
+constexpr int kSplit = 256;  // keys per part of an absorbed attention, whatever the batch
+constexpr int kPartPages = kSplit / kPage;
+
+// Keys of a part: 8-bit codes of its pages, `stride` apart, and what is read while one or all are used.
+struct CodedPart {
+  const uint8_t* pages[kPartPages];
+  size_t stride;
+  int count;
+  const float* scales;  // [count][groups]
+  Ahead in_scores[kPartPages], in_mix[kPartPages];
+
+  int page_count() const { return ceil_div(count, kPage); }
+  int keys_of(int page) const { return smaller(kPage, count - page * kPage); }
+};
+
 template <class V>
 struct FlashByteTiles {
   using F = typename V::F;
   using I = typename V::I;
-  static constexpr int kCodes = 64;  // in a row of a tile, and keys in a row of weights
+  static constexpr int kCodes = 64;  // in a row of a tile; keys in a row of weights
   static constexpr int kQuads = kCodes / 4;
+  static constexpr int kTile = kLanes * kLanes;  // words
+  static constexpr size_t kScratch = kSplit * kLanes;
 
-  // s[key][16] of `count` <= 64 keys, from a packed query with its scales and starts [groups][16].
-  // Meanwhile half of what is ahead is asked for.
-  static void scores(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
-                     const uint8_t* keys, size_t stride, const float* key_scales, int count, float* s,
-                     Ahead& ahead) {
-    const int tiles = ceil_div(count, kLanes), groups = layout.groups_all;
-    const int lines = ceil_div(ahead.lines, 2 * tiles * (layout.codes_all / kCodes));
-    alignas(64) int32_t sums[2][kPage * kLanes];
+  // All keys of a part for a tile of queries, whose state gets their output, maxima and sums. query:
+  // packed words, with scales and starts [groups][16]; scratch: kScratch floats.
+  static void part(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
+                   CodedPart& keys, int first, const QueryTile& tile, float scale, float* scratch) {
     V::shape({kLanes, kStepWords});
+    for (int page = 0; page < keys.page_count(); ++page) {
+      scores(query, scales, starts, layout, keys, page, scratch + page * kPage * kLanes);
+    }
+    alignas(64) float factors[kLanes];
+    soften<V>(scratch, first, keys.count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
+    mix(scratch, layout, keys, tile.rows, tile.state.o);
+  }
+
+ private:
+  // s[key][16] of a page's keys.
+  static void scores(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
+                     CodedPart& keys, int page, float* s) {
+    const int count = keys.keys_of(page), tiles = ceil_div(count, kLanes), groups = layout.groups_all;
+    const float* key_scales = keys.scales + static_cast<size_t>(page) * kPage * groups;
+    Ahead& ahead = keys.in_scores[page];
+    const int lines = ceil_div(ahead.lines, tiles * (layout.codes_all / kCodes));
+    alignas(64) int32_t sums[2][kPage * kLanes];
     for (int g = 0; g < groups; ++g) {
       // A row again and again: every key begins with the same.
       each_tile(tiles, [&](auto tile) { V::template tile_load<tile>(starts + g * kLanes, 0); });
@@ -38,13 +74,13 @@ struct FlashByteTiles {
         V::template tile_load<6>(query + static_cast<size_t>(code / 4) * kLanes, 64);
         each_tile(tiles, [&](auto tile) {
           constexpr int own = 4 + tile % 2;
-          V::template tile_load<own>(keys + tile * kLanes * stride + code, stride);
+          V::template tile_load<own>(keys.pages[page] + tile * kLanes * keys.stride + code, keys.stride);
           V::template dot_unsigned_tiles<tile, own, 6>();
           ahead.ask<V>(lines);
         });
       }
       int32_t* sum = sums[g % 2];
-      each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(sum + tile * kLanes * kLanes, 64); });
+      each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(sum + tile * kTile, 64); });
       const F by = V::load(scales + g * kLanes);
       for (int n = 0; n < count; ++n) {
         const F both = V::mul(by, V::set(key_scales[n * groups + g])), dot = V::to_float(V::load_int(sum + n * kLanes));
@@ -53,60 +89,93 @@ struct FlashByteTiles {
     }
   }
 
-  // Weights [count/4][16] of four keys a word as rows [16][64] of bytes, 0 behind the last key.
-  static void turn(const int32_t* quads, int count, int32_t* rows) {
-    I words[kQuads];
-    for (int t = 0; t < kQuads; ++t) words[t] = 4 * t < count ? V::load_int(quads + t * kLanes) : V::zero_int();
-    V::transpose(words);
-    for (int r = 0; r < kLanes; ++r) V::store_int(rows + r * kQuads, words[r]);
-  }
-
-  // Codes [column, column + 64) of `count` keys as four tiles: values [quad][4][16].
-  static void gather(const uint8_t* keys, size_t stride, int column, int count, int32_t* values, Ahead& ahead,
-                     int lines) {
-    for (int t = 0; 4 * t < count; ++t, values += 4 * kLanes) {
-      const uint8_t* row[4];
-      // Behind the end any number will do: its weight is 0.
-      for (int k = 0; k < 4; ++k) row[k] = keys + smaller(4 * t + k, count - 1) * stride + column;
-      I columns[4];
-      V::interleave_bytes(row, columns);
-      for (int k = 0; k < 4; ++k) V::store_int(values + k * kLanes, columns[k]);
-      ahead.ask<V>(lines);
+  // p[n][16] times each key's scale as tiles [16][64] of high and of low bytes, and the step of each row.
+  static void weigh(const float* p, const float* key_scales, int groups, int count, int32_t (*tiles)[2][kTile],
+                    float* steps) {
+    // A key that is not finite has spoilt the sums of the rows that see it; others weigh it 0.
+    const auto own = [&](int n) {
+      const float scale = key_scales[n * groups];
+      return V::mul(V::load(p + n * kLanes), V::set(scale == scale ? scale : 0.0f));
+    };
+    F top = V::zero();
+    for (int n = 0; n < count; ++n) top = V::max(own(n), top);
+    const F step = V::mul(top, V::set(1.0f / 65535.0f));
+    V::store(steps, step);
+    // All weights of a row may be 0; the smallest step keeps its quotient finite.
+    const F inverse = V::div(V::set(1.0f), V::max(step, V::set(1e-37f)));
+    const auto level = [&](int n) { return n < count ? V::round_int(V::mul(own(n), inverse)) : V::zero_int(); };
+    for (int page = 0; page * kPage < count; ++page) {
+      for (int half = 0; half < 2; ++half) {  // 32 keys, two to a word
+        I words[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const int n = page * kPage + half * 2 * kLanes + 2 * i;
+          words[i] = V::join_shorts(level(n), level(n + 1));
+        }
+        V::transpose(words);
+        for (int r = 0; r < kLanes; ++r) {
+          const int place = r * kQuads + half * kQuads / 2;
+          V::store_bytes(words[r], tiles[page][0] + place, tiles[page][1] + place);
+        }
+      }
     }
   }
 
-  // o[r][c] = o[r][c] factor[r] + step[g][r] times the weighted sum over `count` keys, for all columns c
-  // of the latent. weigh(group, rows, steps) makes a group's turned weights and their steps. Meanwhile
-  // what is ahead is asked for.
-  template <class Weigh>
-  static void mix(Weigh weigh, const LatentLayout& layout, const uint8_t* keys, size_t stride, int count, int rows,
-                  const float* factors, float* o, Ahead& ahead) {
-    alignas(64) int32_t weights[2][kLanes * kQuads], values[2][kQuads * 4 * kLanes] = {}, sums[kLanes * 4 * kLanes];
+  // Codes [column, column + 64) of a page's keys as four tiles: values [quad][4][16].
+  static void gather(CodedPart& keys, int page, int column, int lines, int32_t* values) {
+    const int count = keys.keys_of(page);
+    for (int t = 0; 4 * t < count; ++t, values += 4 * kLanes) {
+      const uint8_t* row[4];
+      // Behind the end any number will do: its weight is 0.
+      for (int k = 0; k < 4; ++k) row[k] = keys.pages[page] + smaller(4 * t + k, count - 1) * keys.stride + column;
+      I columns[4];
+      V::interleave_bytes(row, columns);
+      for (int k = 0; k < 4; ++k) V::store_int(values + k * kLanes, columns[k]);
+      keys.in_mix[page].template ask<V>(lines);
+    }
+  }
+
+  // o[r][c] = the weighted sum over a part's keys, for all columns of the latent.
+  static void mix(const float* p, const LatentLayout& layout, CodedPart& keys, int rows, float* o) {
+    // Of a group, and the next one; of a chunk of 64 columns; of its two halves by columns and bytes.
+    alignas(64) int32_t weights[2][kPartPages][2][kTile];
+    alignas(64) int32_t values[kPartPages][4 * kTile];
+    alignas(64) int32_t sums[4][2][kTile];
     alignas(64) float steps[2][kLanes];
-    const int width = layout.codes_latent;
-    const int lines = ceil_div(ahead.lines, ceil_div(count, 4) * (width / kCodes));
-    weigh(0, weights[0], steps[0]);
-    gather(keys, stride, 0, count, values[0], ahead, lines);
+    const int pages = keys.page_count(), width = layout.codes_latent;
+    int lines[kPartPages];
+    const auto weigh_group = [&](int g) {
+      weigh(p, keys.scales + g, layout.groups_all, keys.count, weights[g % 2], steps[g % 2]);
+    };
+    weigh_group(0);
+    for (int page = 0; page < pages; ++page) {
+      lines[page] = ceil_div(keys.in_mix[page].lines, ceil_div(keys.keys_of(page), 4) * (width / kCodes));
+      gather(keys, page, 0, lines[page], values[page]);
+    }
     for (int g = 0; g < layout.groups_latent; ++g) {
-      if (g + 1 < layout.groups_latent) weigh(g + 1, weights[(g + 1) % 2], steps[(g + 1) % 2]);
-      V::template tile_load<4>(weights[g % 2], 64);
+      if (g + 1 < layout.groups_latent) weigh_group(g + 1);
       for (int c = layout.group_start(g); c < layout.group_end(g); c += kCodes) {
-        const int32_t* own = values[c / kCodes % 2];
-        each_tile(4, [&](auto part) {
-          constexpr int place = 6 + part % 2;
-          V::template tile_load<place>(own + part * kLanes, 4 * 64);
-          V::template tile_zero<part>();
-          V::template dot_unsigned_tiles<part, 4, place>();
-          V::template tile_store<part>(sums + part * kLanes, 4 * 64);
-        });
-        const int next = c + kCodes;
-        if (next < width) gather(keys, stride, next, count, values[next / kCodes % 2], ahead, lines);
+        for (int half = 0; half < 2; ++half) {
+          each_tile(4, [](auto sum) { V::template tile_zero<sum>(); });
+          for (int page = 0; page < pages; ++page) {
+            const int32_t* own = values[page] + half * 2 * kLanes;
+            V::template tile_load<4>(weights[g % 2][page][0], 64);
+            V::template tile_load<5>(weights[g % 2][page][1], 64);
+            V::template tile_load<6>(own, 4 * 64);
+            V::template tile_load<7>(own + kLanes, 4 * 64);
+            V::template dot_unsigned_tiles<0, 4, 6>();
+            V::template dot_unsigned_tiles<1, 5, 6>();
+            V::template dot_unsigned_tiles<2, 4, 7>();
+            V::template dot_unsigned_tiles<3, 5, 7>();
+            if (half == 1 && c + kCodes < width) gather(keys, page, c + kCodes, lines[page], values[page]);
+          }
+          each_tile(4, [&](auto sum) { V::template tile_store<sum>(sums[half * 2 + sum / 2][sum % 2], 64); });
+        }
         for (int r = 0; r < rows; ++r) {
-          const F factor = V::set(factors[r]), step = V::set(steps[g % 2][r]);
+          const F step = V::set(steps[g % 2][r]);
           float* out = o + static_cast<size_t>(r) * width + c;
-          for (int k = 0; k < 4; ++k, out += kLanes) {
-            const F sum = V::to_float(V::load_int(sums + (r * 4 + k) * kLanes));
-            V::store(out, V::fma(sum, step, V::mul(V::load(out), factor)));
+          for (int k = 0; k < 4; ++k) {
+            const I high = V::load_int(sums[k][0] + r * kLanes), low = V::load_int(sums[k][1] + r * kLanes);
+            V::store(out + k * kLanes, V::mul(V::to_float(V::add_bytes(high, low)), step));
           }
         }
       }

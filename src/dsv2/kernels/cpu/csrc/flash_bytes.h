@@ -1,4 +1,5 @@
-// Absorbed attention over cached latents of one byte per number: both products in integers.
+// Absorbed attention over cached latents of one byte per number: both products in integers. A matrix
+// unit has a kernel of its own (flash_byte_tiles.h) and shares the queries.
 //
 // As flash.h, for a tile of 16 rows and blocks of 64 keys. Queries become int8 by group of 128
 // columns when they are packed; the weights of the softmax, each times the scale of its key's group,
@@ -11,7 +12,6 @@
 #pragma once
 
 #include "flash.h"
-#include "flash_byte_tiles.h"
 #include "latent.h"
 #include "panels.h"
 
@@ -96,28 +96,11 @@ struct FlashBytes {
   }
 
   // Adds `count` <= 64 keys, as Flash::block does. keys: 8-bit codes with 128 added, `stride` apart;
-  // key_scales [count][groups]. `ahead`: what is read after them, for tiles to ask for; these read keys
-  // up to a multiple of 16, whatever stands there.
+  // key_scales [count][groups].
   static void block(int32_t* query, const LatentLayout& layout, const uint8_t* keys, size_t stride,
                     const float* key_scales, int first, int count, const QueryTile& tile, float scale,
-                    float* scratch, Ahead ahead) {
+                    float* scratch) {
     float* s = scratch;
-    alignas(64) float factors[kLanes];
-    float* weighted = s + kPage * kLanes;
-    int32_t* quads = reinterpret_cast<int32_t*>(weighted + kPage * kLanes);  // [count/4][16]
-    if constexpr (V::kMatrixUnit) {
-      using Tiles = FlashByteTiles<V>;
-      Tiles::scores(query, scales_of(query, layout), starts_of(query, layout), layout, keys, stride, key_scales,
-                    count, s, ahead);
-      soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
-      const auto weigh = [&](int g, int32_t* rows, float* steps) {
-        round_weights(s, key_scales + g, layout.groups_all, count, weighted, quads, steps);
-        Tiles::turn(quads, count, rows);
-      };
-      Tiles::mix(weigh, layout, keys, stride, count, tile.rows, factors, tile.state.o, ahead);
-      return;
-    }
-    (void)ahead;
     int n = 0;
     constexpr int kKeys = V::kFloatTile >= 8 ? 8 : 4;
     for (; n + kKeys <= count; n += kKeys) {
@@ -126,7 +109,10 @@ struct FlashBytes {
     for (; n < count; ++n) {
       scores<1>(query, layout, keys + n * stride, stride, key_scales + n * layout.groups_all, s + n * kLanes);
     }
+    alignas(64) float factors[kLanes];
     soften<V>(s, first, count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
+    float* weighted = s + kPage * kLanes;
+    int32_t* quads = reinterpret_cast<int32_t*>(weighted + kPage * kLanes);  // [count/4][16]
     for (int g = 0; g < layout.groups_latent; ++g) {
       alignas(64) float steps[kLanes];
       round_weights(s, key_scales + g, layout.groups_all, count, weighted, quads, steps);

@@ -143,6 +143,16 @@ struct Amx : Avx512<true> {
     }
   }
 
+  // Lanes below 2^16 as the low and the high halves of words.
+  static I join_shorts(I low, I high) { return _mm512_or_si512(low, _mm512_slli_epi32(high, 16)); }
+  // The high and the low bytes of 32 numbers.
+  static void store_bytes(I shorts, void* high, void* low) {
+    _mm256_storeu_si256(static_cast<__m256i*>(high), _mm512_cvtepi16_epi8(_mm512_srli_epi16(shorts, 8)));
+    _mm256_storeu_si256(static_cast<__m256i*>(low), _mm512_cvtepi16_epi8(shorts));
+  }
+  // 256 high + low.
+  static I add_bytes(I high, I low) { return _mm512_add_epi32(_mm512_slli_epi32(high, 8), low); }
+
   static void prefetch_near(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
  private:

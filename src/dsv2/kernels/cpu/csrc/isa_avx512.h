@@ -179,6 +179,21 @@ struct Avx512 {
     columns[2] = _mm512_unpacklo_epi16(high01, high23);
     columns[3] = _mm512_unpackhi_epi16(high01, high23);
   }
+  // 48 bytes to 64 codes, each `more` higher: six bits of every byte, then three times two of 16 bytes.
+  static void unpack_six(const uint8_t* in, uint8_t more, uint8_t* codes) {
+    const I bytes = _mm512_maskz_loadu_epi64(0x3f, in);
+    const I low = _mm512_and_si512(bytes, _mm512_set1_epi8(63));
+    const I high = _mm512_and_si512(_mm512_srli_epi16(bytes, 6), _mm512_set1_epi8(3));
+    const I places = _mm512_set_epi64(0, 0, 0x0004000400040004, 0x0004000400040004, 0x0002000200020002,
+                                      0x0002000200020002, 0, 0);
+    const I parts = _mm512_sllv_epi16(high, places);
+    // Into the last quarter.
+    const I first = _mm512_maskz_shuffle_i64x2(0xc0, parts, parts, 0x00);
+    const I second = _mm512_maskz_shuffle_i64x2(0xc0, parts, parts, 0x55);
+    const I third = _mm512_maskz_shuffle_i64x2(0xc0, parts, parts, 0xaa);
+    const I all = _mm512_or_si512(_mm512_or_si512(low, first), _mm512_or_si512(second, third));
+    _mm512_storeu_si512(codes, _mm512_add_epi8(all, _mm512_set1_epi8(static_cast<char>(more))));
+  }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 };
 

@@ -116,12 +116,17 @@ inline void pack_six(const uint8_t* codes, int count, uint8_t* out) {
 }
 
 // 6-bit codes as 8-bit ones: 128 added instead of 32.
-inline void unpack_six(const uint8_t* in, int count, uint8_t* codes) {
+template <class V>
+void unpack_six(const uint8_t* in, int count, uint8_t* codes) {
   constexpr uint8_t kMore = 128 - 32;
   for (int start = 0; start < count; start += kLatentPack, codes += kLatentPack, in += 48) {
-    for (int k = 0; k < 48; ++k) codes[k] = static_cast<uint8_t>((in[k] & 63) + kMore);
-    for (int k = 0; k < 16; ++k) {
-      codes[48 + k] = static_cast<uint8_t>((in[k] >> 6 | in[16 + k] >> 6 << 2 | in[32 + k] >> 6 << 4) + kMore);
+    if constexpr (requires { V::unpack_six(in, kMore, codes); }) {
+      V::unpack_six(in, kMore, codes);
+    } else {
+      for (int k = 0; k < 48; ++k) codes[k] = static_cast<uint8_t>((in[k] & 63) + kMore);
+      for (int k = 0; k < 16; ++k) {
+        codes[48 + k] = static_cast<uint8_t>((in[k] >> 6 | in[16 + k] >> 6 << 2 | in[32 + k] >> 6 << 4) + kMore);
+      }
     }
   }
 }
@@ -148,12 +153,12 @@ void store_latent(Format format, uint8_t* place, const float* x, const LatentLay
 }
 
 // visit(group, codes with 128 added, scale) of each group of a token of codes.
-template <class Visit>
+template <class V, class Visit>
 void each_group(Format format, const uint8_t* place, const LatentLayout& layout, Visit visit) {
   uint8_t unpacked[4096 + 2 * kLatentPack];
   const uint8_t *codes = place, *scales = place + layout.code_bytes(format);
   if (format == Format::kInt6) {
-    unpack_six(place, layout.codes_all, unpacked);
+    unpack_six<V>(place, layout.codes_all, unpacked);
     codes = unpacked;
   }
   for (int g = 0; g < layout.groups_all; ++g) visit(g, codes + layout.group_start(g), latent_scales().of[scales[g]]);
@@ -166,7 +171,7 @@ void load_latent(Format format, const uint8_t* place, float* x, const LatentLayo
     load_row<V>(format, place, x, layout.latent + layout.rope);
     return;
   }
-  each_group(format, place, layout, [&](int g, const uint8_t* codes, float scale) {
+  each_group<V>(format, place, layout, [&](int g, const uint8_t* codes, float scale) {
     float* out = x + layout.column(g);
     for (int i = 0; i < layout.columns(g); ++i) out[i] = static_cast<float>(codes[i] - 128) * scale;
   });
