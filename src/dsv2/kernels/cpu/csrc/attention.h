@@ -144,15 +144,17 @@ class Attention {
     return scratch;
   }
 
-  // The same for codes: 8-bit ones `stride` apart, and the scales of `count` tokens. `scratch` takes the
-  // codes of a page where the cache has others.
+  // The same for codes: 8-bit ones code_stride() apart, and the scales of `count` tokens, of a token or a
+  // group as far apart as the kernel has them. `scratch` takes the codes of a page where the cache has
+  // others.
   const uint8_t* page_codes(int sequence, int index, int count, uint8_t* scratch, float* scales) const {
+    const size_t of_token = V::kMatrixUnit ? 1 : layout_.groups_all, of_group = V::kMatrixUnit ? kSplit : 1;
     const uint8_t* start = page(sequence, index);
     const size_t code_bytes = layout_.code_bytes(cache_.format);
     for (int n = 0; n < count; ++n) {
       const uint8_t* own = start + n * cache_.token_bytes + code_bytes;
       for (int g = 0; g < layout_.groups_all; ++g) {
-        scales[n * layout_.groups_all + g] = latent_scales().of[own[g]];
+        scales[n * of_token + g * of_group] = latent_scales().of[own[g]];
       }
     }
     if (cache_.format == Format::kInt8) return start;

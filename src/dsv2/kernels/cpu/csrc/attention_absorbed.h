@@ -104,8 +104,8 @@ void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int
     for (int page = 0; page < keys.page_count(); ++page) {
       const size_t token = static_cast<size_t>(page) * kPage;
       const int key = begin + page * kPage;
-      keys.pages[page] = page_codes(sequence, key / kPage, keys.keys_of(page), unpacked + token * code_stride(),
-                                    scales + token * layout_.groups_all);
+      keys.pages[page] =
+          page_codes(sequence, key / kPage, keys.keys_of(page), unpacked + token * code_stride(), scales + token);
       // Who knows the next part asks for all of it while this one is mixed.
       if (announced) keys.in_mix[page] = page_of(next_item, page);
       if (!announced && key + kPage < end) keys.in_scores[page] = page_from(sequence, key + kPage);

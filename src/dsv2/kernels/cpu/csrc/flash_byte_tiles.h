@@ -2,10 +2,11 @@
 // once, where flash_bytes.h takes 64.
 //
 // Queries and scores are those of flash_bytes.h bit for bit. The weights of the softmax, each times the
-// scale of its key's group, become integers of 16 bits, one step for a row, a group and the part; their
-// high and low bytes meet the codes in products of their own:
+// scale of its key's group, become integers of 16 bits; their high and low bytes meet the codes in
+// products of their own. The largest weight of a row is 1, so the scales that it sees bound them:
 //
 //   o[c] = step[g] (256 sum over n of high[n][g] v8[n][c] + sum over n of low[n][g] v8[n][c])
+//   step[g] (256 high[n][g] + low[n][g]) ~ p[n] k_scale[n][g],   step[g] = max over n of k_scale[n][g] / 65535
 //
 // Sums are exact and stay below 2^31 for 256 keys. So a part's result depends on its own tokens alone
 // here too, and its output is written once. Keys are tiles from where they lie, 16 tokens of 64 codes; a
@@ -29,7 +30,7 @@ struct CodedPart {
   const uint8_t* pages[kPartPages];
   size_t stride;
   int count;
-  const float* scales;  // [count][groups]
+  const float* scales;  // [groups][kSplit]
   Ahead in_scores[kPartPages], in_mix[kPartPages];
 
   int page_count() const { return ceil_div(count, kPage); }
@@ -55,19 +56,19 @@ struct FlashByteTiles {
     }
     alignas(64) float factors[kLanes];
     soften<V>(scratch, first, keys.count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
-    mix(scratch, layout, keys, tile.rows, tile.state.o);
+    mix(scratch, layout, keys, first, tile);
   }
 
  private:
   // s[key][16] of a page's keys.
   static void scores(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
                      CodedPart& keys, int page, float* s) {
-    const int count = keys.keys_of(page), tiles = ceil_div(count, kLanes), groups = layout.groups_all;
-    const float* key_scales = keys.scales + static_cast<size_t>(page) * kPage * groups;
+    const int count = keys.keys_of(page), tiles = ceil_div(count, kLanes);
+    const float* key_scales = keys.scales + page * kPage;
     Ahead& ahead = keys.in_scores[page];
     const int lines = ceil_div(ahead.lines, tiles * (layout.codes_all / kCodes));
     alignas(64) int32_t sums[2][kPage * kLanes];
-    for (int g = 0; g < groups; ++g) {
+    for (int g = 0; g < layout.groups_all; ++g, key_scales += kSplit) {
       // A row again and again: every key begins with the same.
       each_tile(tiles, [&](auto tile) { V::template tile_load<tile>(starts + g * kLanes, 0); });
       for (int code = layout.group_start(g); code < layout.group_end(g); code += kCodes) {
@@ -83,27 +84,36 @@ struct FlashByteTiles {
       each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(sum + tile * kTile, 64); });
       const F by = V::load(scales + g * kLanes);
       for (int n = 0; n < count; ++n) {
-        const F both = V::mul(by, V::set(key_scales[n * groups + g])), dot = V::to_float(V::load_int(sum + n * kLanes));
+        const F both = V::mul(by, V::set(key_scales[n])), dot = V::to_float(V::load_int(sum + n * kLanes));
         V::store(s + n * kLanes, V::fma(dot, both, g ? V::load(s + n * kLanes) : V::zero()));
       }
     }
   }
 
   // p[n][16] times each key's scale as tiles [16][64] of high and of low bytes, and the step of each row.
-  static void weigh(const float* p, const float* key_scales, int groups, int count, int32_t (*tiles)[2][kTile],
-                    float* steps) {
-    // A key that is not finite has spoilt the sums of the rows that see it; others weigh it 0.
-    const auto own = [&](int n) {
-      const float scale = key_scales[n * groups];
-      return V::mul(V::load(p + n * kLanes), V::set(scale == scale ? scale : 0.0f));
-    };
+  static void weigh(const float* p, const float* key_scales, int first, int count, const QueryTile& tile,
+                    int32_t (*tiles)[2][kTile], float* steps) {
+    alignas(64) float own[kSplit];
     F top = V::zero();
-    for (int n = 0; n < count; ++n) top = V::max(own(n), top);
-    const F step = V::mul(top, V::set(1.0f / 65535.0f));
+    for (int n = 0; n < count; n += kLanes) {
+      // A key that is not finite has spoilt the sums of the rows that see it; others weigh it 0.
+      const F scales = V::first_lanes(V::finite(V::load(key_scales + n)), count - n, V::zero());
+      V::store(own + n, scales);
+      top = V::max(scales, top);
+    }
+    top = V::set(V::largest(top));
+    if (first + count > tile.smallest_limit) {  // what a row does not see is not to change its step
+      const I limits = V::load_int(tile.limits);
+      top = V::zero();
+      for (int n = 0; n < count; ++n) top = V::max(V::visible(V::set(own[n]), first + n, limits), top);
+    }
+    // All scales may be 0; the smallest step keeps its quotient finite.
+    const F step = V::max(V::mul(top, V::set(1.0f / 65535.0f)), V::set(1e-37f)), inverse = V::div(V::set(1.0f), step);
     V::store(steps, step);
-    // All weights of a row may be 0; the smallest step keeps its quotient finite.
-    const F inverse = V::div(V::set(1.0f), V::max(step, V::set(1e-37f)));
-    const auto level = [&](int n) { return n < count ? V::round_int(V::mul(own(n), inverse)) : V::zero_int(); };
+    const auto level = [&](int n) {
+      if (n >= count) return V::zero_int();
+      return V::round_int(V::mul(V::load(p + n * kLanes), V::mul(V::set(own[n]), inverse)));
+    };
     for (int page = 0; page * kPage < count; ++page) {
       for (int half = 0; half < 2; ++half) {  // 32 keys, two to a word
         I words[kLanes];
@@ -135,7 +145,7 @@ struct FlashByteTiles {
   }
 
   // o[r][c] = the weighted sum over a part's keys, for all columns of the latent.
-  static void mix(const float* p, const LatentLayout& layout, CodedPart& keys, int rows, float* o) {
+  static void mix(const float* p, const LatentLayout& layout, CodedPart& keys, int first, const QueryTile& tile) {
     // Of a group, and the next one; of a chunk of 64 columns; of its two halves by columns and bytes.
     alignas(64) int32_t weights[2][kPartPages][2][kTile];
     alignas(64) int32_t values[kPartPages][4 * kTile];
@@ -144,7 +154,7 @@ struct FlashByteTiles {
     const int pages = keys.page_count(), width = layout.codes_latent;
     int lines[kPartPages];
     const auto weigh_group = [&](int g) {
-      weigh(p, keys.scales + g, layout.groups_all, keys.count, weights[g % 2], steps[g % 2]);
+      weigh(p, keys.scales + g * kSplit, first, keys.count, tile, weights[g % 2], steps[g % 2]);
     };
     weigh_group(0);
     for (int page = 0; page < pages; ++page) {
@@ -170,9 +180,9 @@ struct FlashByteTiles {
           }
           each_tile(4, [&](auto sum) { V::template tile_store<sum>(sums[half * 2 + sum / 2][sum % 2], 64); });
         }
-        for (int r = 0; r < rows; ++r) {
+        for (int r = 0; r < tile.rows; ++r) {
           const F step = V::set(steps[g % 2][r]);
-          float* out = o + static_cast<size_t>(r) * width + c;
+          float* out = tile.state.o + static_cast<size_t>(r) * width + c;
           for (int k = 0; k < 4; ++k) {
             const I high = V::load_int(sums[k][0] + r * kLanes), low = V::load_int(sums[k][1] + r * kLanes);
             V::store(out + k * kLanes, V::mul(V::to_float(V::add_bytes(high, low)), step));

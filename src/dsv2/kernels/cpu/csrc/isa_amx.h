@@ -102,6 +102,8 @@ struct Amx : Avx512<true> {
     const unsigned mask = count >= 16 ? 0xffffu : count <= 0 ? 0u : (1u << count) - 1;
     return _mm512_mask_mov_ps(other, static_cast<__mmask16>(mask), x);
   }
+  // x, 0 where it is NaN.
+  static F finite(F x) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x); }
   // Lanes of a where above > limit, else of b.
   static F above(F x, F limit, F a, F b) {
     return _mm512_mask_mov_ps(b, _mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ), a);
