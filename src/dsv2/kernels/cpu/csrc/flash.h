@@ -22,6 +22,8 @@
 namespace dsv2 {
 namespace {
 
+constexpr int kSplit = 256;  // keys per part of an absorbed attention, whatever the batch
+
 // Running state of a tile: o[16][values] and per row the largest score and the sum.
 struct TileState {
   float* o;

@@ -22,7 +22,6 @@
 namespace dsv2 {
 namespace {
 
-constexpr int kSplit = 256;  // keys per part of an absorbed attention, whatever the batch
 constexpr int kPartPages = kSplit / kPage;
 
 // Keys of a part: 8-bit codes of its pages, `stride` apart, and what is read while one or all are used.
