@@ -64,7 +64,8 @@ def create_app(
         for route in router.routes:
             if not isinstance(route, APIRoute) or not _is_guarded(route):
                 raise ValueError(f"route {getattr(route, 'path', route)!r} does not say who may")
-        app.include_router(router)
+        # As they are: included, each would be taken apart again when somebody first asks.
+        app.router.routes.extend(router.routes)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
