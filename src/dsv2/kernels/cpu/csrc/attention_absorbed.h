@@ -110,8 +110,7 @@ void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int
       if (announced) keys.in_mix[page] = page_of(next_item, page);
       if (!announced && key + kPage < end) keys.in_scores[page] = page_from(sequence, key + kPage);
     }
-    FlashByteTiles<V>::part(query, Bytes::scales_of(query, layout_), Bytes::starts_of(query, layout_), layout_, keys,
-                            begin, tile, layer_.scale, work);
+    FlashByteTiles<V>::part(query, layout_, keys, begin, tile, layer_.scale, work);
   } else {
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);

@@ -1,10 +1,12 @@
 // Absorbed attention over cached latents of one byte per number on a matrix unit: a part of the keys at
 // once, where flash_bytes.h takes 64.
 //
-// Queries and scores are those of flash_bytes.h bit for bit. The weights of the softmax, each times the
-// scale of its key's group, become integers of 16 bits; their high and low bytes meet the codes in
-// products of their own. The largest weight of a row is 1, so the scales that it sees bound them:
+// Queries and weights of the softmax, each times the scale of its key's group, become integers of 16
+// bits, whose high and low bytes meet the codes in products of their own: with 8 bits a result is off by
+// two to four times what bf16 costs. The largest weight of a row is 1, so the scales that it sees bound
+// them:
 //
+//   s[n] = sum over g of q_scale[g] k_scale[n][g] (256 dot of high bytes + dot of low bytes)
 //   o[c] = step[g] (256 sum over n of high[n][g] v8[n][c] + sum over n of low[n][g] v8[n][c])
 //   step[g] (256 high[n][g] + low[n][g]) ~ p[n] k_scale[n][g],   step[g] = max over n of k_scale[n][g] / 65535
 //
@@ -16,6 +18,7 @@
 #pragma once
 
 #include "flash.h"
+#include "flash_bytes.h"
 #include "latent.h"
 #include "tiles.h"
 
@@ -45,13 +48,13 @@ struct FlashByteTiles {
   static constexpr int kTile = kLanes * kLanes;  // words
   static constexpr size_t kScratch = kSplit * kLanes;
 
-  // All keys of a part for a tile of queries, whose state gets their output, maxima and sums. query:
-  // packed words, with scales and starts [groups][16]; scratch: kScratch floats.
-  static void part(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
-                   CodedPart& keys, int first, const QueryTile& tile, float scale, float* scratch) {
+  // All keys of a part for a tile of queries, whose state gets their output, maxima and sums. query: as
+  // FlashBytes packs it; scratch: kScratch floats.
+  static void part(int32_t* query, const LatentLayout& layout, CodedPart& keys, int first, const QueryTile& tile,
+                   float scale, float* scratch) {
     V::shape({kLanes, kStepWords});
     for (int page = 0; page < keys.page_count(); ++page) {
-      scores(query, scales, starts, layout, keys, page, scratch + page * kPage * kLanes);
+      scores(query, layout, keys, page, scratch + page * kPage * kLanes);
     }
     alignas(64) float factors[kLanes];
     soften<V>(scratch, first, keys.count, tile.limits, tile.smallest_limit, scale, tile.state, factors);
@@ -60,31 +63,46 @@ struct FlashByteTiles {
 
  private:
   // s[key][16] of a page's keys.
-  static void scores(const int32_t* query, const float* scales, const int32_t* starts, const LatentLayout& layout,
-                     CodedPart& keys, int page, float* s) {
+  static void scores(int32_t* query, const LatentLayout& layout, CodedPart& keys, int page, float* s) {
+    const float* scales = FlashBytes<V>::scales_of(query, layout);
+    const int32_t* starts = FlashBytes<V>::starts_of(query, layout);
+    const size_t plane = FlashBytes<V>::plane_words(layout);
     const int count = keys.keys_of(page), tiles = ceil_div(count, kLanes);
     const float* key_scales = keys.scales + page * kPage;
     Ahead& ahead = keys.in_scores[page];
     const int lines = ceil_div(ahead.lines, tiles * (layout.codes_all / kCodes));
-    alignas(64) int32_t sums[2][kPage * kLanes];
+    alignas(64) int32_t sums[2][2][kPage * kLanes];  // of a group and the next, from high and low bytes
     for (int g = 0; g < layout.groups_all; ++g, key_scales += kSplit) {
-      // A row again and again: every key begins with the same.
-      each_tile(tiles, [&](auto tile) { V::template tile_load<tile>(starts + g * kLanes, 0); });
-      for (int code = layout.group_start(g); code < layout.group_end(g); code += kCodes) {
-        V::template tile_load<6>(query + static_cast<size_t>(code / 4) * kLanes, 64);
-        each_tile(tiles, [&](auto tile) {
-          constexpr int own = 4 + tile % 2;
-          V::template tile_load<own>(keys.pages[page] + tile * kLanes * keys.stride + code, keys.stride);
-          V::template dot_unsigned_tiles<tile, own, 6>();
-          ahead.ask<V>(lines);
+      int32_t *high = sums[g % 2][0], *low = sums[g % 2][1];
+      for (int first = 0; first < tiles; first += 2) {
+        const int both = smaller(2, tiles - first);
+        each_tile(both, [&](auto tile) {
+          V::template tile_zero<2 * tile % 4>();
+          // A row again and again: every key begins with the same.
+          V::template tile_load<2 * tile % 4 + 1>(starts + g * kLanes, 0);
+        });
+        for (int code = layout.group_start(g); code < layout.group_end(g); code += kCodes) {
+          const int32_t* own = query + static_cast<size_t>(code / 4) * kLanes;
+          V::template tile_load<6>(own, 64);
+          V::template tile_load<7>(own + plane, 64);
+          each_tile(both, [&](auto tile) {
+            const size_t token = static_cast<size_t>(first + tile) * kLanes;
+            V::template tile_load<4 + tile % 2>(keys.pages[page] + token * keys.stride + code, keys.stride);
+            V::template dot_unsigned_tiles<2 * tile % 4, 4 + tile % 2, 6, true>();
+            V::template dot_unsigned_tiles<2 * tile % 4 + 1, 4 + tile % 2, 7, false>();
+            ahead.ask<V>(lines);
+          });
+        }
+        each_tile(both, [&](auto tile) {
+          V::template tile_store<2 * tile % 4>(high + (first + tile) * kTile, 64);
+          V::template tile_store<2 * tile % 4 + 1>(low + (first + tile) * kTile, 64);
         });
       }
-      int32_t* sum = sums[g % 2];
-      each_tile(tiles, [&](auto tile) { V::template tile_store<tile>(sum + tile * kTile, 64); });
       const F by = V::load(scales + g * kLanes);
       for (int n = 0; n < count; ++n) {
-        const F both = V::mul(by, V::set(key_scales[n])), dot = V::to_float(V::load_int(sum + n * kLanes));
-        V::store(s + n * kLanes, V::fma(dot, both, g ? V::load(s + n * kLanes) : V::zero()));
+        const F dot = V::to_float(V::add_bytes(V::load_int(high + n * kLanes), V::load_int(low + n * kLanes)));
+        const F before = g ? V::load(s + n * kLanes) : V::zero();
+        V::store(s + n * kLanes, V::fma(dot, V::mul(by, V::set(key_scales[n])), before));
       }
     }
   }
@@ -171,10 +189,10 @@ struct FlashByteTiles {
             V::template tile_load<5>(weights[g % 2][page][1], 64);
             V::template tile_load<6>(own, 4 * 64);
             V::template tile_load<7>(own + kLanes, 4 * 64);
-            V::template dot_unsigned_tiles<0, 4, 6>();
-            V::template dot_unsigned_tiles<1, 5, 6>();
-            V::template dot_unsigned_tiles<2, 4, 7>();
-            V::template dot_unsigned_tiles<3, 5, 7>();
+            V::template dot_unsigned_tiles<0, 4, 6, true>();
+            V::template dot_unsigned_tiles<1, 5, 6, true>();
+            V::template dot_unsigned_tiles<2, 4, 7, true>();
+            V::template dot_unsigned_tiles<3, 5, 7, true>();
             if (half == 1 && c + kCodes < width) gather(keys, page, c + kCodes, lines[page], values[page]);
           }
           each_tile(4, [&](auto sum) { V::template tile_store<sum>(sums[half * 2 + sum / 2][sum % 2], 64); });

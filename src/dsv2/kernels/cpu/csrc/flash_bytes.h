@@ -1,5 +1,5 @@
 // Absorbed attention over cached latents of one byte per number: both products in integers. A matrix
-// unit has a kernel of its own (flash_byte_tiles.h) and shares the queries.
+// unit has a kernel of its own (flash_byte_tiles.h) and shares the queries, which have 16 bits there.
 //
 // As flash.h, for a tile of 16 rows and blocks of 64 keys. Queries become int8 by group of 128
 // columns when they are packed; the weights of the softmax, each times the scale of its key's group,
@@ -25,22 +25,28 @@ struct FlashBytes {
   static constexpr int kRows = V::kFloatTile >= 8 ? 8 : 4;
   static constexpr int kWide = V::kFloatTile >= 8 ? 2 : 1;  // vectors of columns, so that sums fit registers
 
-  // A packed query tile: words [codes/4][16], then scales and starts [groups][16].
+  // Bytes of a query's number, and its largest: the high ones of all columns, then the low ones.
+  static constexpr int kPlanes = V::kMatrixUnit ? 2 : 1;
+  static constexpr float kTop = V::kMatrixUnit ? 32767.0f : 127.0f;
+
+  // A packed query tile: words [planes][codes/4][16], then scales and starts [groups][16].
+  static size_t plane_words(const LatentLayout& layout) { return static_cast<size_t>(layout.codes_all / 4) * kLanes; }
   static size_t words(const LatentLayout& layout) {
-    return static_cast<size_t>(layout.codes_all / 4 + 2 * layout.groups_all) * kLanes;
+    return kPlanes * plane_words(layout) + static_cast<size_t>(2 * layout.groups_all) * kLanes;
   }
   static constexpr size_t kScratch = kPage * kLanes * 2 + kPage * kLanes;
 
   static float* scales_of(int32_t* tile, const LatentLayout& layout) {
-    return reinterpret_cast<float*>(tile + static_cast<size_t>(layout.codes_all / 4) * kLanes);
+    return reinterpret_cast<float*>(tile + kPlanes * plane_words(layout));
   }
   static int32_t* starts_of(int32_t* tile, const LatentLayout& layout) {
-    return tile + static_cast<size_t>(layout.codes_all / 4 + layout.groups_all) * kLanes;
+    return tile + kPlanes * plane_words(layout) + static_cast<size_t>(layout.groups_all) * kLanes;
   }
 
   // Puts one row, its latent part x[C] and its rotated part, in lane `lane`.
   static void pack(int32_t* tile, int lane, const float* latent, const float* rope, const LatentLayout& layout) {
-    int8_t* bytes = reinterpret_cast<int8_t*>(tile);
+    uint8_t* bytes = reinterpret_cast<uint8_t*>(tile);
+    uint8_t* low = reinterpret_cast<uint8_t*>(tile + plane_words(layout));
     for (int g = 0; g < layout.groups_all; ++g) {
       const bool turned = g >= layout.groups_latent;
       const float* own = turned ? rope + (layout.column(g) - layout.latent) : latent + layout.column(g);
@@ -54,19 +60,21 @@ struct FlashBytes {
         check = V::fma(v, V::zero(), check);
       }
       const float top = V::largest(most), poison = V::sum(check);
-      const F inverse = V::set(top > kLeast && poison == 0 ? 127.0f / top : 0.0f);
+      const F inverse = V::set(top > kLeast && poison == 0 ? kTop / top : 0.0f);
       alignas(64) int32_t steps[kLanes];
       int32_t total = 0;
       for (int i = 0; i < padded; i += kLanes) {
         V::store_int(steps, V::round_int(V::mul(V::load(wide + i), inverse)));
         for (int k = 0; k < kLanes; ++k) {
           const int column = start + i + k;
-          const int8_t code = static_cast<int8_t>(poison == 0 ? steps[k] : 0);
+          const int32_t code = poison == 0 ? steps[k] : 0;
+          const size_t place = (static_cast<size_t>(column / 4) * kLanes + lane) * 4 + column % 4;
           total += code;
-          bytes[(static_cast<size_t>(column / 4) * kLanes + lane) * 4 + column % 4] = code;
+          bytes[place] = static_cast<uint8_t>(kPlanes == 2 ? code >> 8 : code);
+          if constexpr (kPlanes == 2) low[place] = static_cast<uint8_t>(code);
         }
       }
-      scales_of(tile, layout)[g * kLanes + lane] = poison == 0 ? top / 127.0f : NAN;
+      scales_of(tile, layout)[g * kLanes + lane] = poison == 0 ? top / kTop : NAN;
       // Where keys are multiplied as unsigned numbers, 128 times the query is too much.
       starts_of(tile, layout)[g * kLanes + lane] = V::kBiased ? -128 * total : 0;
     }

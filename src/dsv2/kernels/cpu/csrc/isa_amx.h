@@ -78,10 +78,14 @@ struct Amx : Avx512<true> {
       asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
     }
   }
-  // The same where a is without sign and b has one.
-  template <int sum, int a, int b>
+  // The same where a is without sign.
+  template <int sum, int a, int b, bool signed_b>
   static void dot_unsigned_tiles() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    if constexpr (signed_b) {
+      asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    } else {
+      asm volatile("tdpbuud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
+    }
   }
 
   // 64 bytes of 4-bit codes to the 4 columns of the low and the 4 of the high nibbles, signed.
