@@ -28,8 +28,8 @@ from tests.kernels.layers import FORMATS, Draw, paged_batch, turn
 REFERENCE = ReferenceExecutor()
 # What rounding activations to bf16, or to 8 bits by group, costs on normal numbers.
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 2e-2, "int4": 2.2e-2}
-# Over codes, queries and weights of the softmax have 8 bits too (with AMX weights have 16); a
-# latent on the edge between two codes may become either.
+# Over codes, queries and weights of the softmax have 8 bits too (16 with AMX); a latent on the
+# edge between two codes may become either.
 CACHE_TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "int8": 1e-2, "int6": 2e-2}
 
 

@@ -45,6 +45,7 @@ struct FlashByteTiles {
   using I = typename V::I;
   static constexpr int kCodes = 64;  // in a row of a tile; keys in a row of weights
   static constexpr int kQuads = kCodes / 4;
+  static constexpr int kHalf = kCodes / 2;
   static constexpr int kTile = kLanes * kLanes;  // words
   static constexpr size_t kScratch = kSplit * kLanes;
 
@@ -128,21 +129,25 @@ struct FlashByteTiles {
     const F step = V::max(V::mul(top, V::set(1.0f / 65535.0f)), V::set(1e-37f)), inverse = V::div(V::set(1.0f), step);
     V::store(steps, step);
     const auto level = [&](int n) {
-      if (n >= count) return V::zero_int();
       return V::round_int(V::mul(V::load(p + n * kLanes), V::mul(V::set(own[n]), inverse)));
     };
-    for (int page = 0; page * kPage < count; ++page) {
-      for (int half = 0; half < 2; ++half) {  // 32 keys, two to a word
-        I words[kLanes];
+    for (int half = 0; half * kHalf < ceil_div(count, kPage) * kPage; ++half) {  // 32 keys, two to a word
+      const int start = half * kHalf, left = count - start;
+      I words[kLanes];
+      if (left >= kHalf) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes; ++i) words[i] = V::join_shorts(level(start + 2 * i), level(start + 2 * i + 1));
+      } else {
         for (int i = 0; i < kLanes; ++i) {
-          const int n = page * kPage + half * 2 * kLanes + 2 * i;
-          words[i] = V::join_shorts(level(n), level(n + 1));
+          const I even = 2 * i < left ? level(start + 2 * i) : V::zero_int();
+          words[i] = V::join_shorts(even, 2 * i + 1 < left ? level(start + 2 * i + 1) : V::zero_int());
         }
-        V::transpose(words);
-        for (int r = 0; r < kLanes; ++r) {
-          const int place = r * kQuads + half * kQuads / 2;
-          V::store_bytes(words[r], tiles[page][0] + place, tiles[page][1] + place);
-        }
+      }
+      V::transpose(words);
+      int32_t(&pair)[2][kTile] = tiles[half / 2];
+      for (int r = 0; r < kLanes; ++r) {
+        const int place = r * kQuads + half % 2 * kQuads / 2;
+        V::store_bytes(words[r], pair[0] + place, pair[1] + place);
       }
     }
   }
@@ -150,15 +155,20 @@ struct FlashByteTiles {
   // Codes [column, column + 64) of a page's keys as four tiles: values [quad][4][16].
   static void gather(CodedPart& keys, int page, int column, int lines, int32_t* values) {
     const int count = keys.keys_of(page);
-    for (int t = 0; 4 * t < count; ++t, values += 4 * kLanes) {
-      const uint8_t* row[4];
-      // Behind the end any number will do: its weight is 0.
-      for (int k = 0; k < 4; ++k) row[k] = keys.pages[page] + smaller(4 * t + k, count - 1) * keys.stride + column;
+    const size_t stride = keys.stride;
+    const uint8_t* at = keys.pages[page] + column;
+    const auto put = [&](const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+      const uint8_t* rows[4] = {a, b, c, d};
       I columns[4];
-      V::interleave_bytes(row, columns);
+      V::interleave_bytes(rows, columns);
       for (int k = 0; k < 4; ++k) V::store_int(values + k * kLanes, columns[k]);
+      values += 4 * kLanes;
       keys.in_mix[page].template ask<V>(lines);
-    }
+    };
+    int left = count;
+    for (; left >= 4; left -= 4, at += 4 * stride) put(at, at + stride, at + 2 * stride, at + 3 * stride);
+    // Behind the end any number will do: its weight is 0.
+    if (left > 0) put(at, at + (left > 1 ? stride : 0), at + (left > 2 ? 2 * stride : 0), at);
   }
 
   // o[r][c] = the weighted sum over a part's keys, for all columns of the latent.
