@@ -3,9 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Compiled modules are kept, whatever the shell says: each test that starts a process would compile
-# ours anew. Those of dependencies are made for what is imported, not for all that is installed.
+# ours anew.
 export PYTHONDONTWRITEBYTECODE :=
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # Two workers on two cores; one torch thread each, or they fight.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 PROMPT ?= What is 17 + 25?

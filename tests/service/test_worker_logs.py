@@ -52,7 +52,7 @@ def ended(options: WorkerOptions, **more: str) -> tuple[list[bytes], list[str]]:
     return reports, lines
 
 
-@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize("form", ["json", pytest.param("text", marks=pytest.mark.slow)])
 def test_the_engine_process_logs_like_its_parent(form: str, tmp_path: Path) -> None:
     """A model that is not there is told in a line, without a trace."""
     with socket_folder() as folder:

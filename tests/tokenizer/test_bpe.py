@@ -47,8 +47,8 @@ def test_odd_characters_come_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 @pytest.mark.parametrize("unit", [
-    "a", "字", "1", *(pytest.param(unit, marks=pytest.mark.slow) for unit in
-                     ("^", " ", "\n", "👩‍👩‍👧", "é")),
+    "a", "字", *(pytest.param(unit, marks=pytest.mark.slow) for unit in
+                ("1", "^", " ", "\n", "👩‍👩‍👧", "é")),
 ])  # fmt: skip
 def test_a_megabyte_of_anything_takes_seconds(tokenizer: Tokenizer, unit: str) -> None:
     """Fault F09: no input of that size may take more than linear time."""

@@ -78,7 +78,7 @@ def test_a_few_tokens_are_given_to_it_and_many_are_not(
     assert calls == [1, 1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", ["int4", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "shared_experts",
     [*(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1)), 2],
