@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI, Request
 
 from dsv2.service.platform.admission import StoreAdmission
-from dsv2.service.platform.desk import install
 from dsv2.service.platform.office import Office
-from dsv2.service.routes.platform import platform_routers
-from dsv2.service.serving import Caller
 from dsv2.service.store import Store, migrations, open_store
-from dsv2.service.web.app import create_app
 from tests.service.platform.site import Site, add_price
 from tests.service.store.make import cheap_passwords, wipe
 
@@ -86,21 +81,9 @@ def office(store: Store, folder: Path) -> Office:
     return Office(store, folder=folder)
 
 
-@pytest.fixture(scope="session")
-def _application() -> FastAPI:
-    # One for all tests: finding out what its routes depend on takes longer than most of them.
-    return create_app(_nobody, platform_routers())
-
-
-async def _nobody(_: Request) -> Caller:
-    raise AssertionError("no test has put an office in")
-
-
 @pytest.fixture
-def site(office: Office, _application: FastAPI) -> Iterator[Site]:
-    _application.state.identify = office.identify
-    install(_application, office)
-    site = Site(office, _application)
+def site(office: Office) -> Iterator[Site]:
+    site = Site(office)
     yield site
     site.close()
 

@@ -74,13 +74,13 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
       own.smallest_limit = smaller(own.smallest_limit, own.limits[r]);
       largest = largest > own.limits[r] ? largest : own.limits[r];
     }
-    clear<V>(own.state, value_columns());
     const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
     float* work = scratch(team);
     if (coded()) {
       attend_codes(own, query, b, begin, end, next_item, work);
       return;
     }
+    clear<V>(own.state, value_columns());
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);
       const Ahead next = key + kPage < end ? page_from(b, key + kPage) : page_of(next_item, 0);
@@ -112,6 +112,7 @@ void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int
     }
     FlashByteTiles<V>::part(query, layout_, keys, begin, tile, layer_.scale, work);
   } else {
+    clear<V>(tile.state, value_columns());
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);
       const uint8_t* codes = page_codes(sequence, key / kPage, count, unpacked, scales);

@@ -54,6 +54,7 @@ struct FlashByteTiles {
   static void part(int32_t* query, const LatentLayout& layout, CodedPart& keys, int first, const QueryTile& tile,
                    float scale, float* scratch) {
     V::shape({kLanes, kStepWords});
+    clear<V>(tile.state, 0);  // outputs are written, not added to
     for (int page = 0; page < keys.page_count(); ++page) {
       scores(query, layout, keys, page, scratch + page * kPage * kLanes);
     }
@@ -89,8 +90,8 @@ struct FlashByteTiles {
           each_tile(both, [&](auto tile) {
             const size_t token = static_cast<size_t>(first + tile) * kLanes;
             V::template tile_load<4 + tile % 2>(keys.pages[page] + token * keys.stride + code, keys.stride);
-            V::template dot_unsigned_tiles<2 * tile % 4, 4 + tile % 2, 6, true>();
-            V::template dot_unsigned_tiles<2 * tile % 4 + 1, 4 + tile % 2, 7, false>();
+            V::template dot_byte_tiles<2 * tile % 4, 4 + tile % 2, 6, false, true>();
+            V::template dot_byte_tiles<2 * tile % 4 + 1, 4 + tile % 2, 7, false, false>();
             ahead.ask<V>(lines);
           });
         }
@@ -199,10 +200,10 @@ struct FlashByteTiles {
             V::template tile_load<5>(weights[g % 2][page][1], 64);
             V::template tile_load<6>(own, 4 * 64);
             V::template tile_load<7>(own + kLanes, 4 * 64);
-            V::template dot_unsigned_tiles<0, 4, 6, true>();
-            V::template dot_unsigned_tiles<1, 5, 6, true>();
-            V::template dot_unsigned_tiles<2, 4, 7, true>();
-            V::template dot_unsigned_tiles<3, 5, 7, true>();
+            V::template dot_byte_tiles<0, 4, 6, false, true>();
+            V::template dot_byte_tiles<1, 5, 6, false, true>();
+            V::template dot_byte_tiles<2, 4, 7, false, true>();
+            V::template dot_byte_tiles<3, 5, 7, false, true>();
             if (half == 1 && c + kCodes < width) gather(keys, page, c + kCodes, lines[page], values[page]);
           }
           each_tile(4, [&](auto sum) { V::template tile_store<sum>(sums[half * 2 + sum / 2][sum % 2], 64); });

@@ -70,18 +70,13 @@ struct Amx : Avx512<true> {
   static void dot_halves() {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
   }
-  template <int sum, int a, int b, bool signed_b>
+  template <int sum, int a, int b, bool signed_a, bool signed_b>
   static void dot_byte_tiles() {
-    if constexpr (signed_b) {
+    if constexpr (signed_a && signed_b) {
       asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
-    } else {
+    } else if constexpr (signed_a) {
       asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
-    }
-  }
-  // The same where a is without sign.
-  template <int sum, int a, int b, bool signed_b>
-  static void dot_unsigned_tiles() {
-    if constexpr (signed_b) {
+    } else if constexpr (signed_b) {
       asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));
     } else {
       asm volatile("tdpbuud %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(a), "i"(b));

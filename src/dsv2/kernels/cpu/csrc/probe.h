@@ -71,10 +71,10 @@ void probe_tiles(Format format, int rounds) {
       V::template dot_halves<2, 5, 6>();
       V::template dot_halves<3, 5, 7>();
     } else {
-      V::template dot_byte_tiles<0, 4, 6, true>();
-      V::template dot_byte_tiles<1, 4, 7, true>();
-      V::template dot_byte_tiles<2, 5, 6, true>();
-      V::template dot_byte_tiles<3, 5, 7, true>();
+      V::template dot_byte_tiles<0, 4, 6, true, true>();
+      V::template dot_byte_tiles<1, 4, 7, true, true>();
+      V::template dot_byte_tiles<2, 5, 6, true, true>();
+      V::template dot_byte_tiles<3, 5, 7, true, true>();
     }
   }
   V::leave();

@@ -244,7 +244,7 @@ void multiply_bytes(const TileWork& work) {
           if (g) V::template tile_store<tile>(sums + (g - 1) * kGroupSums + tile * kTileSums, 64);
           V::template tile_load<own>(x + work.heights.start(tile) * kWords, group_of(format));
           V::template tile_zero<tile>();
-          V::template dot_byte_tiles<tile, own, 6, kPacked>();
+          V::template dot_byte_tiles<tile, own, 6, true, kPacked>();
           // A few lines at a time: all at once they would hold up the tiles.
           for (int line = 0; line < lines; ++line) {
             V::prefetch(ahead + g * kGroupBytes + (tile * lines + line) * 64);
