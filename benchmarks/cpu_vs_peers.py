@@ -58,6 +58,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--transformers", type=_place, help="interpreter that has transformers")
     own.add_argument("--vllm", type=_place, help="interpreter that has vLLM for CPUs")
     own.add_argument("--rows", help="comma-separated keys, or what stands before their '-'")
+    own.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ENGINE=ROWS",
+        help="rows that one engine alone is kept to: the others would take it too long",
+    )
     own.add_argument("--rounds", type=int, default=5)
     own.add_argument("--threads", type=int, default=available_threads())
     own.add_argument("--quick", action="store_true", help="one round of a sixteenth of the lengths")
@@ -82,8 +89,27 @@ def engines(options: argparse.Namespace) -> dict[str, Measure]:
     return found
 
 
+def kept_to(words: Sequence[str], names: Sequence[str]) -> dict[str, set[str]]:
+    """Keys of the rows of the engines that ``--only`` names.
+
+    Raises:
+        ValueError: an engine does not take part, or a row is unknown.
+    """
+    keys: dict[str, set[str]] = {}
+    for word in words:
+        name, _, rows = word.partition("=")
+        if name not in names:
+            raise ValueError(f"--only {word}: engine {name!r}, allowed are {', '.join(names)}")
+        keys[name] = {row.key for row in chosen(rows, quick=False, layers=None)}
+    return keys
+
+
 def measure(
-    found: Mapping[str, Measure], rows: Sequence[Row], setting: Setting, rounds: int, say: Console
+    found: Mapping[str, Measure],
+    rows: Mapping[str, Sequence[Row]],
+    setting: Setting,
+    rounds: int,
+    say: Console,
 ) -> Iterator[dict[str, dict[str, list[Measured | Failure]]]]:
     """Every engine once per round, each round beginning with the next one; all there is so far."""
     results: dict[str, dict[str, list[Measured | Failure]]] = {name: {} for name in found}
@@ -92,7 +118,7 @@ def measure(
         turn = number % len(names)
         for name in (*names[turn:], *names[:turn]):
             start = time.perf_counter()
-            for key, outcome in found[name](rows, setting).items():
+            for key, outcome in found[name](rows[name], setting).items():
                 results[name].setdefault(key, []).append(outcome)
             spent = time.perf_counter() - start
             say.print(f"round {number + 1} of {rounds}: {name}, {spent:.0f} s", highlight=False)
@@ -124,10 +150,14 @@ def main(words: Sequence[str] | None = None) -> int:
     say = Console(stderr=True)
     machine = look(options.threads)
     found = engines(options)
+    keys = kept_to(options.only, list(found))
+    own_rows = {
+        name: [row for row in rows if name not in keys or row.key in keys[name]] for name in found
+    }
     rounds = 1 if options.quick else options.rounds
     target = options.csv or (CSV if usual else None)
     lines: list[Line] = []
-    for results in measure(found, rows, setting, rounds, say):
+    for results in measure(found, own_rows, setting, rounds, say):
         lines = compare(rows, results, OWN)
         if target is not None:
             write_csv(target, lines, machine, OWN)  # a run of hours may be broken off

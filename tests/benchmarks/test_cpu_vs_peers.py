@@ -56,22 +56,22 @@ def test_our_side_end_to_end(
     (files / "random-Q4_0.gguf").write_bytes(b"GGUF")
     words = ["--files", str(files), "--model", str(tiny), "--quick", "--threads", "1",
              "--rows", "decode-int4,prefill-512", "--llama-cpp", str(tmp_path / "nowhere"),
+             "--only", "llama.cpp=prefill-512",
              "--csv", str(target), "--image", str(picture)]  # fmt: skip
     assert cpu_vs_peers.main(words) == 0
     shown = capsys.readouterr().out
     assert "decode x1 at 0, 4-bit" in shown
-    assert shown.count("FAILED") == 2
+    assert shown.count("FAILED") == 1
     assert "llama.cpp, prompt of 32, 4-bit: 1 of 1 rounds" in shown
     lines = read(target)
     assert [(line["row"], line["engine"]) for line in lines] == [
-        ("decode-int4", "dsv2"), ("decode-int4", "llama.cpp"),
-        ("prefill-512", "dsv2"), ("prefill-512", "llama.cpp"),
+        ("decode-int4", "dsv2"), ("prefill-512", "dsv2"), ("prefill-512", "llama.cpp"),
     ]  # fmt: skip
-    for own, peer in (lines[:2], lines[2:]):
+    for own in lines[:2]:
         assert float(own["median"]) > 0
         assert 0 < float(own["share_of_limit"]) < 2
-        assert (peer["median"], peer["rounds"]) == ("", "0")
-        assert "llama-bench: No such file" in peer["failure"]
+    assert (lines[2]["median"], lines[2]["rounds"]) == ("", "0")
+    assert "llama-bench: No such file" in lines[2]["failure"]
     assert {line["threads"] for line in lines} == {"1"}
     assert all(line[key] for line in lines for key in ("date", "commit", "machine", "cores"))
     assert not picture.exists()  # no peer has a figure
@@ -194,6 +194,17 @@ def test_rows_are_chosen_by_name() -> None:
     assert len(chosen(None, True, None)) == len(rows()) == len({row.key for row in rows()})
     with pytest.raises(ValueError, match="row 'prefil' is unknown, allowed are decode-int4, "):
         chosen("prefil", False, None)
+
+
+def test_an_engine_is_kept_to_some_rows() -> None:
+    words, names = ["llama.cpp=prefill,decode-int4", "dsv2=resident"], ["dsv2", "llama.cpp", "vllm"]
+    assert cpu_vs_peers.kept_to(words, names) == {
+        "llama.cpp": {"prefill-512", "prefill-2048", "decode-int4"}, "dsv2": {"resident"},
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"engine .lama., allowed are dsv2, llama\.cpp, vllm"):
+        cpu_vs_peers.kept_to(["lama=prefill"], names)
+    with pytest.raises(ValueError, match="row '' is unknown"):
+        cpu_vs_peers.kept_to(["vllm"], names)
 
 
 def test_a_vocabulary_of_any_size() -> None:

@@ -127,6 +127,8 @@ def begin(page: Page, text: str) -> Locator:
     """Send a message; its answer, which may not have a word yet."""
     before = answers(page).count()
     composer(page).fill(text)
+    # While an answer runs, even one whose text is all there, Enter sends nothing.
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled()
     composer(page).press("Enter")
     expect(answers(page)).to_have_count(before + 1)
     return answers(page).last
