@@ -28,8 +28,9 @@ from benchmarks.peers.stored import stored
 from dsv2.checkpoint.packed import load_packed
 from dsv2.cli.info import find_config
 from dsv2.engine.bench import Figure, ModelBench, measure_roof
-from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.timing import Roof
+from dsv2.machine import available_threads
 
 BATCHES = ((1, 128), (16, 128), (32, 128))
 """Sequences, and tokens in the cache of each."""

@@ -35,7 +35,7 @@ from benchmarks.peers.torch_peer import TorchPeer
 from benchmarks.peers.work import Failure, Measure, Measured, Row, Setting, chosen
 from benchmarks.peers.work import rows as all_rows
 from dsv2.cli.info import find_config
-from dsv2.kernels.cpu import available_threads
+from dsv2.machine import available_threads
 
 OWN = "dsv2"
 CSV = ROOT / "benchmarks" / "results" / "cpu_vs_peers.csv"

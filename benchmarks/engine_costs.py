@@ -30,7 +30,8 @@ from dsv2.engine.request import Limits, Request, SamplingParams
 from dsv2.engine.runner import Runner
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import blocks_for
-from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.machine import available_threads
 from dsv2.model.packed import PackedModel
 
 CONTEXT = 4096

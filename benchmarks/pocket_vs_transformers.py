@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.peers.machine import look
 from dsv2 import LLM, SamplingParams
-from dsv2.kernels.cpu import available_threads
+from dsv2.machine import available_threads
 
 PROMPT = "def fibonacci(n):\n"
 OWED = 5.0

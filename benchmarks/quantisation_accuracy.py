@@ -33,9 +33,10 @@ from dsv2.checkpoint.hub import pocket_folder
 from dsv2.checkpoint.quantised import is_quantised
 from dsv2.engine.bench import paged
 from dsv2.engine.cache import allocate_cache
-from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES, dequantise, relative_rmse
+from dsv2.machine import available_threads
 from dsv2.ragged import RaggedBatch
 from dsv2.recipes.pocket.corpus import source_files
 from dsv2.recipes.pocket.score import sample_of, windows

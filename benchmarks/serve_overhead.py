@@ -361,7 +361,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for name in ("cache_tokens", "threads")
         if getattr(options, name) is not None
     }
-    from dsv2.kernels.cpu import available_threads
+    from dsv2.machine import available_threads
 
     machine = look(options.threads or available_threads())
     needs_bare = {"first-token", "throughput"} & set(only)

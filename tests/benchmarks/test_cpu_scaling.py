@@ -11,7 +11,8 @@ import pytest
 from benchmarks.cpu_scaling import BATCHES, main
 from benchmarks.peers.stored import stored
 from dsv2.cli.info import find_config
-from dsv2.kernels.cpu import CpuExecutor, available_threads
+from dsv2.kernels.cpu import CpuExecutor
+from dsv2.machine import available_threads
 
 
 def test_every_number_of_threads_has_every_kind_of_work(

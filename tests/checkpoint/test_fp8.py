@@ -102,6 +102,23 @@ def test_every_parameter_is_there_and_near(published: Path, fp8: Path) -> None:
     assert kinds == {Tensor, BlockTensor}
 
 
+def test_experts_become_wide_one_after_the_other(
+    fp8: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, name = Fp8Files(fp8, config_of(fp8)), "layers.1.ffn.experts.w_up"
+    stored = files.fetch(name)
+    seen = []
+
+    def one(weight: BlockTensor) -> Tensor:
+        seen.append(weight.shape)
+        return dequantise(weight)
+
+    monkeypatch.setattr("dsv2.checkpoint.fp8.dequantise", one)
+    wide = files.fetch_wide(name)
+    assert seen == [stored.shape[1:]] * stored.shape[0]
+    assert torch.equal(wide, dequantise(stored).bfloat16())
+
+
 def test_a_cpu_converts_it_while_it_is_read(fp8: Path) -> None:
     packed = load_packed(fp8, CpuExecutor(1))
     assert packed.weights == "bfloat16"

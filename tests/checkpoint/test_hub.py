@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dsv2.checkpoint.hub import repository_of
+from dsv2.checkpoint.hub import HubError, pull_verified, repository_of
 from tests.checkpoint.hub_server import Hub, serve
 from tests.program import dsv2
 
@@ -123,6 +125,17 @@ def test_damage_after_the_pull_is_found_by_verify(run: Run) -> None:
     verified = run("verify", REPOSITORY)
     assert verified.returncode == 2
     assert "damaged files: config.json" in verified.stderr
+
+
+def test_a_cache_without_links_is_kept(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "snapshot"))
+    monkeypatch.setattr("dsv2.checkpoint.hub.pull", lambda *asked: folder)
+    words = rf"^{re.escape(str(folder))}: \S+ is no link .* nothing deleted$"
+    with pytest.raises(HubError, match=words):
+        pull_verified(REPOSITORY)
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(tiny_folder))
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from typer.testing import CliRunner, Result
 from dsv2 import LLM
 from dsv2.checkpoint import ModelLoadError, ModelNotFoundError, converted
 from dsv2.checkpoint.converted import (
+    ORIGIN,
+    Origin,
     convert_once,
     converted_copies,
     copy_folder,
@@ -203,6 +205,50 @@ def test_damage_on_the_way_is_not_run_and_the_next_try_fetches_it_again(
     assert "all files are whole" in done.stderr
 
 
+def test_without_the_original_auto_takes_the_widest_copy_that_fits(
+    cache: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scheme in ("int8", "int4"):
+        options = ("--dtype", scheme, "--max-tokens", "1")
+        assert run("run", REPOSITORY, "hello", *options).exit_code == 0
+    shutil.rmtree(cache)
+    requests = len(hub.requests)
+    prepared = prepare(REPOSITORY, device="cpu")  # with memory for fp32
+    assert stored_scheme(prepared.folder) == prepared.plan.weights == "int8"
+    assert prepared.done == (
+        f"{REPOSITORY} is not here: using its copy in int8, {prepared.folder}",
+    )
+    answer = run("run", REPOSITORY, "hello", "--max-tokens", "2", "--no-pull")
+    assert prepared.done[0] in answer.stderr
+    assert answer.stdout.strip()
+    named = prepare(REPOSITORY, device="cpu", dtype="int4")
+    assert stored_scheme(named.folder) == named.plan.weights == "int4"
+    with pytest.raises(ModelNotFoundError, match="fetch it with"):
+        prepare(REPOSITORY, device="cpu", dtype="bfloat16", pull=False)
+
+    config = ModelConfig.from_file(prepared.folder / "config.json")
+    little = enough_for(config, "int8") - 2000
+    monkeypatch.setattr(loading, "free_bytes", lambda device: little)
+    assert prepare(REPOSITORY, device="cpu").plan.weights == "int4"
+    monkeypatch.setattr(loading, "free_bytes", lambda device: packed_bytes(config, "int4"))
+    with pytest.raises(DoesNotFitError, match="are free, of which 5% stay so"):
+        prepare(REPOSITORY, device="cpu")
+    assert len(hub.requests) == requests
+
+
+def test_without_the_original_an_outdated_copy_is_none(cache: Path) -> None:
+    assert run("run", REPOSITORY, "hello", *INT4).exit_code == 0
+    [copy] = converted_copies(REPOSITORY)
+    outdate(copy.folder)
+    shutil.rmtree(cache)
+    for dtype in ("auto", "int4"):
+        with pytest.raises(ModelNotFoundError, match="fetch it with"):
+            prepare(REPOSITORY, device="cpu", dtype=dtype, pull=False)
+    pulled, converted_line = json.loads(run("run", REPOSITORY, "hello", *INT4).stdout)["done"]
+    assert pulled.startswith("pulled ")
+    assert converted_line.startswith("converted once to int4: ")
+
+
 def test_chat_pulls_as_well_and_says_what_a_hub_lacks(cache: Path) -> None:
     talk = CliRunner().invoke(app, ["chat", REPOSITORY, "--max-tokens", "2"], input="/exit\n")
     assert talk.exit_code == 0
@@ -249,6 +295,40 @@ def test_a_killed_conversion_leaves_nothing_that_counts(model: Path, home: Path)
     assert list(converted_copies()) == []
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"name": "x"}', '{"name": 1, "version": "x"}'])
+def test_a_copy_that_does_not_say_of_what_is_none(model: Path, home: Path, content: str) -> None:
+    copy, _ = convert_once(model, "int4", quantiser)
+    (copy.folder / ORIGIN).write_text(content)
+    assert list(converted_copies()) == []
+    listed = run("list", "--json")
+    assert listed.exit_code == 0, listed.exception
+    assert "converted" not in {row["hub"] for row in json.loads(listed.stdout)}
+    assert isinstance(run("rm", "someone/else", "--yes").exception, ModelNotFoundError)
+    assert convert_once(model, "int4", quantiser) == (copy, True)
+    (copy.folder / ORIGIN).write_text(content)
+    removed = run("rm", str(model), "--yes")
+    assert f"in int4, {copy.folder}: " in removed.stderr
+    assert not copy.folder.exists()
+
+
+@pytest.mark.parametrize("name", [REPOSITORY, "pocket", "folder"])
+def test_rm_clears_away_what_a_killed_conversion_left(model: Path, home: Path, name: str) -> None:
+    origin = origin_of(model) if name == "folder" else Origin(name, COMMIT)
+    name = str(model) if name == "folder" else name
+    target = copy_folder(origin, "int4")
+    left = target.with_name("int4.tmp-0123abcd")
+    left.mkdir(parents=True)
+    (left / "model-00001-of-00002.safetensors").write_bytes(b"half")
+    with converted._locked(target):  # as a conversion under way does
+        assert isinstance(run("rm", name, "--yes").exception, ModelNotFoundError)
+    assert isinstance(run("rm", "someone/else", "--yes").exception, ModelNotFoundError)
+    assert left.exists()
+    removed = run("rm", name, "--yes")
+    assert removed.exit_code == 0, removed.exception
+    assert f"{name} in int4, {left}: " in removed.stderr
+    assert [path.name for path in target.parent.iterdir()] == ["int4.lock"]
+
+
 def test_a_changed_folder_is_converted_anew(model: Path, home: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model, tmp_path / "own"))
     first, _ = convert_once(folder, "int4", quantiser)
@@ -266,11 +346,16 @@ def test_a_changed_folder_is_converted_anew(model: Path, home: Path, tmp_path: P
         convert_once(convert_once(folder, "int8", quantiser)[0].folder, "int4", quantiser)
 
 
+def outdate(folder: Path) -> None:
+    """Make a copy one of the version of the format before."""
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["version"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def test_a_copy_of_another_version_of_the_format_is_made_anew(model: Path, home: Path) -> None:
     copy, _ = convert_once(model, "int4", quantiser)
-    config = json.loads((copy.folder / "config.json").read_text())
-    config["quantization_config"]["version"] -= 1
-    (copy.folder / "config.json").write_text(json.dumps(config))
+    outdate(copy.folder)
     again, made = convert_once(model, "int4", quantiser)
     assert made
     assert again.folder == copy.folder

@@ -81,24 +81,61 @@ def _fingerprint(folder: Path) -> str:
     return hashlib.sha256(json.dumps([str(folder), files]).encode()).hexdigest()[:40]
 
 
-def copy_folder(origin: Origin, scheme: str) -> Path:
-    """Where the copy of ``origin`` in ``scheme`` lies or would lie."""
-    name = origin.name
+def _model_folder(name: str) -> Path:
     if Path(name).is_absolute():
         name = f"local/{Path(name).name}"
-    return _root() / name.replace("/", "--") / origin.version / scheme
+    return _root() / name.replace("/", "--")
+
+
+def copy_folder(origin: Origin, scheme: str) -> Path:
+    """Where the copy of ``origin`` in ``scheme`` lies or would lie."""
+    return _model_folder(origin.name) / origin.version / scheme
+
+
+def _stored_origin(folder: Path) -> Origin | None:
+    """What a copy was made from; None where its file is missing or damaged."""
+    try:
+        origin = Origin(**json.loads((folder / ORIGIN).read_text("utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return origin if isinstance(origin.name, str) and isinstance(origin.version, str) else None
+
+
+def _copy_at(folder: Path, origin: Origin, scheme: str) -> ConvertedCopy:
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return ConvertedCopy(origin, scheme, folder, size)
 
 
 def converted_copies(name: str | None = None) -> Iterator[ConvertedCopy]:
     """Every copy, or those made from ``name``: a release, ``owner/model``, ``pocket``, a folder."""
     names = None if name is None else {name, repository_of(name), str(Path(name).resolve())}
     for path in sorted(_root().glob(f"*/*/*/{ORIGIN}")):
-        if ".tmp-" in path.parent.name:
+        folder = path.parent
+        if ".tmp-" in folder.name:
             continue  # being written, or left by a process that was killed
-        origin = Origin(**json.loads(path.read_text("utf-8")))
-        if names is None or origin.name in names:
-            size = sum(file.stat().st_size for file in path.parent.iterdir())
-            yield ConvertedCopy(origin, path.parent.name, path.parent, size)
+        origin = _stored_origin(folder)
+        if origin is not None and (names is None or origin.name in names):
+            yield _copy_at(folder, origin, folder.name)
+
+
+def leftovers(name: str) -> Iterator[ConvertedCopy]:
+    """What lies among the copies of ``name`` and is none: damaged, or of a killed process.
+
+    What a process is writing or removing now is not among it. Of a local folder, only what belongs
+    to its files as they are now is found: the place alone does not tell which folder it was.
+    """
+    known = "pocket" if name == "pocket" else repository_of(name)
+    origins: list[Origin] = []
+    if known is not None:
+        origins = [Origin(known, path.name) for path in sorted(_model_folder(known).glob("*"))]
+    if Path(name).is_dir():
+        origins.append(origin_of(Path(name)))
+    for origin in origins:
+        for path in sorted((_model_folder(origin.name) / origin.version).glob("*")):
+            scheme, killed, _ = path.name.partition(".tmp-")
+            is_left = path.is_dir() and (killed or _stored_origin(path) is None)
+            if is_left and not _is_held(path.with_name(scheme)):
+                yield _copy_at(path, origin, scheme)
 
 
 def convert_once(
@@ -121,7 +158,8 @@ def convert_once(
         on_wait: called when another process is converting.
 
     Returns:
-        The copy, and whether it was made now; one of another version of the format is made anew.
+        The copy, and whether it was made now; one that is damaged or of another version of the
+        format is made anew.
 
     Raises:
         ModelLoadError: the source is damaged or quantised already, or the disk is too full.
@@ -129,23 +167,22 @@ def convert_once(
     origin = origin_of(folder)
     target = copy_folder(origin, scheme)
     made = False
-    if not _is_current(target):
+    if not is_current(target):
         with _locked(target, on_wait):
-            if not _is_current(target):
+            if not is_current(target):
                 if target.exists():
                     shutil.rmtree(target)
                 _convert(folder, origin, target, scheme, executor, progress)
                 made = True
-    size = sum(file.stat().st_size for file in target.iterdir())
-    return ConvertedCopy(origin, scheme, target, size), made
+    return _copy_at(target, origin, scheme), made
 
 
-def _is_current(target: Path) -> bool:
-    """Whether a copy is there whose format is the one that is read."""
-    if not (target / ORIGIN).is_file():
+def is_current(folder: Path) -> bool:
+    """Whether a copy is there that says what it was made from, in the format that is read."""
+    if _stored_origin(folder) is None:
         return False
     try:
-        return stored_scheme(target) is not None
+        return stored_scheme(folder) is not None
     except ModelLoadError:
         return False  # of another version
 
@@ -178,11 +215,27 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def _lock_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.lock")
+
+
+def _is_held(target: Path) -> bool:
+    """Whether a process converts to a copy, or removes it, now."""
+    try:
+        with _lock_file(target).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 @contextmanager
 def _locked(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the lock of a copy; the system lets go of it when the process ends, however it ends."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with (target.parent / f"{target.name}.lock").open("w") as file:
+    with _lock_file(target).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -194,10 +247,11 @@ def _locked(target: Path, on_wait: Callable[[], None] | None = None) -> Iterator
 
 def remove_copy(copy: ConvertedCopy) -> None:
     """Delete a copy; it disappears at once, and those who have its files open can read on."""
-    with _locked(copy.folder):
-        gone = copy.folder.with_name(f"{copy.scheme}.tmp-{uuid.uuid4().hex[:8]}")
-        copy.folder.rename(gone)
-        shutil.rmtree(gone)
+    with _locked(copy.folder.with_name(copy.scheme)):
+        if copy.folder.exists():  # else the next conversion has cleared it away
+            gone = copy.folder.with_name(f"{copy.scheme}.tmp-{uuid.uuid4().hex[:8]}")
+            copy.folder.rename(gone)
+            shutil.rmtree(gone)
 
 
 __all__ = [
@@ -206,6 +260,8 @@ __all__ = [
     "convert_once",
     "converted_copies",
     "copy_folder",
+    "is_current",
+    "leftovers",
     "origin_of",
     "remove_copy",
 ]

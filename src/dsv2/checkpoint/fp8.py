@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,34 @@ class Fp8Files:
         """
         shape = self._shapes[parameter]
         names = stored_names(parameter, shape)
-        whole = read_stacked(self._files, names, self._buffers)
-        weight: Weight = whole
+        weight: Weight
         if is_fp8(parameter, shape):
-            scales = read_stacked(
-                self._files, [f"{name}_scale_inv" for name in names], self._buffers
-            )
-            weight = BlockTensor(whole, scales)
+            weight = self._blocks(names)
+        else:
+            weight = read_stacked(self._files, names, self._buffers)
         return weight if ".experts." in parameter else weight[0]
 
     def fetch_wide(self, parameter: str) -> Tensor:
-        """A parameter in bf16 where it is stored in fp8, else as it is stored."""
-        weight = self.fetch(parameter)
-        return weight if isinstance(weight, Tensor) else dequantise(weight).bfloat16()
+        """A parameter in bf16 where it is stored in fp8, else as it is stored.
+
+        Of experts one after the other is in fp8 and fp32 beside the stack.
+
+        Raises:
+            ModelLoadError: it cannot be read, or holds NaN or infinity.
+        """
+        shape = self._shapes[parameter]
+        names = stored_names(parameter, shape)
+        if not is_fp8(parameter, shape):
+            whole = read_stacked(self._files, names, self._buffers)
+        else:
+            whole = self._buffers.take((len(names), *shape[-2:]), torch.bfloat16)
+            for place, name in zip(whole, names, strict=True):
+                place.copy_(dequantise(self._blocks([name])[0]))
+        return whole if ".experts." in parameter else whole[0]
+
+    def _blocks(self, names: Sequence[str]) -> BlockTensor:
+        scales = [f"{name}_scale_inv" for name in names]
+        return BlockTensor(
+            read_stacked(self._files, names, self._buffers),
+            read_stacked(self._files, scales, self._buffers),
+        )

@@ -36,6 +36,7 @@ TIMEOUT = 5.0
 MODELSCOPE = "https://modelscope.cn"
 CHECKSUMS = "checksums.json"
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _PIECE = 1 << 22
 
 
@@ -187,7 +188,8 @@ def pull_verified(name: str, hub: str = "huggingface", revision: str | None = No
     """:func:`pull`, then compare the copy just fetched with the hub's checksums.
 
     Raises:
-        ModelNotFoundError, HubError: as :func:`pull`; files that differ are deleted.
+        ModelNotFoundError, HubError: as :func:`pull` and :func:`verify`; files that differ are
+            deleted.
     """
     folder = pull(name, hub, revision)
     repository = repository_of(name) or name
@@ -303,6 +305,9 @@ def verify(model: PulledModel, on_file: Callable[[str], None] | None = None) -> 
 
     Hugging Face names each stored file by its SHA-256, or for small ones by its git hash;
     ModelScope's are kept from the pull.
+
+    Raises:
+        HubError: files of Hugging Face's cache are no links, so that nothing tells their checksums.
     """
     sums: dict[str, str] = {}
     if model.hub == "modelscope":
@@ -312,7 +317,15 @@ def verify(model: PulledModel, on_file: Callable[[str], None] | None = None) -> 
         name = path.relative_to(model.folder).as_posix()
         if not path.is_file() or name == CHECKSUMS or name.startswith("."):
             continue
-        expected = sums.get(name) if model.hub == "modelscope" else path.resolve().name
+        if model.hub == "modelscope":
+            expected = sums.get(name)
+        else:
+            expected = path.resolve().name
+            if not _HASH.fullmatch(expected):
+                raise HubError(
+                    f"{model.folder}: {name} is no link to a file named by its checksum, as in a "
+                    "cache on a disk without links; nothing was verified, and nothing deleted"
+                )
         if expected is not None and not _matches(path, expected):
             damaged.append(name)
         if on_file is not None:

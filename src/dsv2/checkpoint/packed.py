@@ -12,11 +12,12 @@ from dsv2.checkpoint.fp8 import FP8, Fp8Files
 from dsv2.checkpoint.hub import resolve
 from dsv2.checkpoint.quantised import QuantisedFiles, Quantiser, stored_bytes, stored_scheme
 from dsv2.checkpoint.safetensors import ModelLoadError
-from dsv2.checkpoint.weights import NAMED_DTYPES, PublishedFiles, available_bytes
+from dsv2.checkpoint.weights import NAMED_DTYPES, PublishedFiles
 from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import SCHEMES, Weight
 from dsv2.kernels.interleaved import StoredWeight
 from dsv2.kernels.latent import latent_format
+from dsv2.machine import available_bytes
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 

@@ -40,6 +40,7 @@ from dsv2.checkpoint.safetensors import (
     is_finite,
     write_safetensors,
 )
+from dsv2.checkpoint.state import sync
 from dsv2.checkpoint.weights import INDEX, PublishedFiles, locate_files, parameter_shapes
 from dsv2.kernels.executor import Executor
 from dsv2.kernels.formats import (
@@ -254,7 +255,7 @@ def quantise_checkpoint(
 
     Args:
         folder: a checkpoint in the published layout.
-        target: must not exist; it appears whole or not at all.
+        target: must not exist; it appears whole and synced to disk, or not at all.
         scheme: ``int8``, ``int4``, or ``fp8`` in the layout that is published.
         executor: quantises.
         progress: called with the shards written and their number.
@@ -285,7 +286,11 @@ def quantise_checkpoint(
                 shutil.copyfile(path, fresh / path.name)
         for name, text in extra.items():
             (fresh / name).write_text(text, "utf-8")
+        # What is there is trusted: it must not appear before all of it would outlive a crash.
+        for path in (*fresh.iterdir(), fresh):
+            sync(path)
         fresh.rename(target)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -87,9 +87,9 @@ def save_state(
         _write(fresh / META, json.dumps(meta, indent=1).encode())
         files = {name: _describe(fresh / name) for name in (TENSORS, META)}
         _write(fresh / MANIFEST, json.dumps({"step": step, "files": files}, indent=1).encode())
-        _sync_folder(fresh)
+        sync(fresh)
         fresh.rename(final)
-        _sync_folder(root)
+        sync(root)
         _point_latest(root, final.name)
     except OSError as error:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -177,7 +177,7 @@ def _point_latest(root: Path, name: str) -> None:
     except OSError:
         fresh.unlink(missing_ok=True)
         raise
-    _sync_folder(root)
+    sync(root)
 
 
 def _prune(root: Path, current: str, keep: int) -> None:
@@ -206,7 +206,8 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _sync_folder(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return once a file's content, or a folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

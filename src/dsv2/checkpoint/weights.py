@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from dsv2.checkpoint.safetensors import (
     open_safetensors,
     write_safetensors,
 )
+from dsv2.machine import available_bytes
 from dsv2.model.config import ConfigError, ModelConfig
 from dsv2.model.transformer import Transformer
 
@@ -277,17 +277,6 @@ def _check_memory(
             f"{folder}: the weights need {needed / 1e9:.1f} GB as {dtype}, "
             f"{free / 1e9:.1f} GB are free on {device}"
         )
-
-
-def available_bytes() -> int:
-    """Memory that the kernel says may be taken without swapping."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass  # not Linux: the line below knows the physical memory, which is the best there is
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def save_model(

@@ -99,10 +99,10 @@ def rm(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
     """Delete a pulled model and the converted copies of it; of a folder, only the copies."""
-    from dsv2.checkpoint.converted import converted_copies, remove_copy
+    from dsv2.checkpoint.converted import converted_copies, leftovers, remove_copy
     from dsv2.checkpoint.hub import ModelNotFoundError, find_pulled, remove
 
-    copies = list(converted_copies(name))
+    copies = [*converted_copies(name), *leftovers(name)]
     try:
         model = find_pulled(name)
     except ModelNotFoundError:

@@ -149,7 +149,12 @@ def serve(
         _of_model("float32, bfloat16, int8, int6, fp8; auto: as weights.", "cache_dtype"),
     ] = None,
     cache_tokens: Annotated[
-        int | None, _of_model("Tokens of cache.", "cache_tokens", shown="what fits")
+        int | None,
+        _of_model(
+            "Tokens of cache.",
+            "cache_tokens",
+            shown="what fits, in equal parts for several models",
+        ),
     ] = None,
     max_sequences: Annotated[
         int | None, _of_model("Most computed at once.", "max_sequences")

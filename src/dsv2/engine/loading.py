@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from dsv2.checkpoint import ModelNotFoundError, load_model, load_packed, resolve
-from dsv2.checkpoint.converted import convert_once, converted_copies
+from dsv2.checkpoint.converted import convert_once, converted_copies, is_current
 from dsv2.checkpoint.fp8 import FP8
 from dsv2.checkpoint.hub import missing_weights, pull_verified, repository_of
 from dsv2.checkpoint.packed import WEIGHTS
 from dsv2.checkpoint.quantised import stored_scheme
 from dsv2.checkpoint.releases import RELEASES, config_of
-from dsv2.checkpoint.weights import NAMED_DTYPES, available_bytes
+from dsv2.checkpoint.weights import NAMED_DTYPES
 from dsv2.engine.draft_model import check_vocabularies
 from dsv2.engine.offload import memory_limits, plan_host_layers
-from dsv2.engine.plan import GOOD_CACHE, MARGIN, MemoryPlan, plan_memory, size_text
+from dsv2.engine.plan import GOOD_CACHE, MARGIN, DoesNotFitError, MemoryPlan, plan_memory, size_text
 from dsv2.engine.structured import StructureCompiler
 from dsv2.engine.weight_sizes import gpu_bytes
 from dsv2.kernels.executor import Executor, make_executor
@@ -28,6 +28,7 @@ from dsv2.kernels.formats import SCHEMES
 from dsv2.kernels.latent import LATENT_FORMATS, latent_format
 from dsv2.kernels.offload import OffloadExecutor
 from dsv2.kernels.registry import has
+from dsv2.machine import available_bytes
 from dsv2.model.config import ModelConfig
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
@@ -63,6 +64,12 @@ def free_bytes(device: torch.device) -> int:
     return available_bytes()
 
 
+def _free_bytes(device: torch.device, memory: int | None) -> int:
+    """The same, of which ``memory`` is the most on a CPU; None for all of it."""
+    free = free_bytes(device)
+    return free if memory is None or device.type != "cpu" else min(free, memory)
+
+
 def plan_folder(
     folder: Path,
     device: torch.device,
@@ -75,6 +82,7 @@ def plan_folder(
     max_step_tokens: int = 2048,
     convert: bool = True,
     promised: int = 0,
+    memory: int | None = None,
     max_memory: Mapping[str, str | int] | None = None,
 ) -> MemoryPlan:
     """The memory plan of a folder's model for the memory that is free now.
@@ -91,6 +99,7 @@ def plan_folder(
         convert: ``int8`` and ``int4`` are made while a published checkpoint is read; False where
             a converted copy will be loaded instead.
         promised: bytes of the free memory that something else will take.
+        memory: most bytes of the free memory to plan with on a CPU; None for all of it.
         max_memory: as for ``LLM``.
 
     Raises:
@@ -121,7 +130,7 @@ def plan_folder(
             max_step_tokens, convert=convert, free=free,
         )  # fmt: skip
 
-    free = max(free_bytes(device) - promised, 0)
+    free = max(_free_bytes(device, memory) - promised, 0)
     if max_memory is None:
         return plan(free)
     if not on_gpu:
@@ -149,7 +158,7 @@ def _check_fp8(dtype: str, has_kernels: bool) -> None:
 def _plan(
     config: ModelConfig, device: torch.device, backend: str, stored: str | None, dtype: str,
     cache_dtype: str, cache_tokens: int | None, max_sequences: int, max_step_tokens: int = 2048,
-    *, convert: bool, free: int,
+    *, convert: bool, free: int, kept: Sequence[str] = (),
 ) -> MemoryPlan:  # fmt: skip
     packed = _is_packed(device, backend)
     if device.type == "cpu" and cache_dtype != "auto" and latent_format(cache_dtype).floating:
@@ -160,6 +169,8 @@ def _plan(
     formats = WEIGHTS if packed else UNPACKED
     if stored is not None or dtype == FP8:
         formats = (stored or FP8,)
+    elif kept:
+        formats = tuple(kept)
     elif device.type == "cuda" and dtype == "auto":
         formats = ("bfloat16",)
     return plan_memory(
@@ -259,6 +270,7 @@ def prepare(
     dtype: str = "auto",
     cache_dtype: str = "auto",
     cache_tokens: int | None = None,
+    memory: int | None = None,
     max_sequences: int = 1,
     max_step_tokens: int = 2048,
     threads: int | None = None,
@@ -271,7 +283,7 @@ def prepare(
 
     A published model that is not here is pulled and compared with the hub's checksums. Where the
     plan says 8 or 4 bits, a published checkpoint is converted once and the copy is kept; it serves
-    later starts on its own, also once the original is gone.
+    later starts on its own. Once the original is gone, ``auto`` takes the widest copy that fits.
 
     Args:
         name: a folder, ``pocket``, a release or ``owner/model``.
@@ -279,6 +291,7 @@ def prepare(
         dtype: as for ``LLM``.
         cache_dtype: as for ``LLM``.
         cache_tokens: as for ``LLM``.
+        memory: most bytes of the free memory to plan with on a CPU; None for all of it.
         max_sequences: as for ``LLM``.
         max_step_tokens: as for ``LLM``.
         threads: that convert; None for one per core.
@@ -303,16 +316,18 @@ def prepare(
         done.append(line)
         say(line)
 
-    def plan_of(config: ModelConfig) -> MemoryPlan:
+    def plan_of(config: ModelConfig, kept: Sequence[str] = ()) -> MemoryPlan:
         return _plan(
             config, place, "auto", None, dtype, cache_dtype, cache_tokens, max_sequences,
-            max_step_tokens, convert=False, free=free_bytes(place),
+            max_step_tokens, convert=False, free=_free_bytes(place, memory), kept=kept,
         )  # fmt: skip
 
     folder = _folder_here(name)
     if folder is None:
-        kept = _copy_here(name, plan_of)
+        kept = _copy_here(name, dtype, plan_of) if _is_packed(place, "auto") else None
         if kept is not None:
+            if dtype == "auto":
+                tell(f"{name} is not here: using its copy in {kept[1].weights}, {kept[0]}")
             _tell_context(kept[1], tell)
             return Prepared(*kept, tuple(done))
         if not pull:
@@ -327,7 +342,7 @@ def prepare(
 
     plan = plan_folder(
         folder, place, dtype=dtype, cache_dtype=cache_dtype, cache_tokens=cache_tokens,
-        max_sequences=max_sequences, max_step_tokens=max_step_tokens, convert=False,
+        max_sequences=max_sequences, max_step_tokens=max_step_tokens, convert=False, memory=memory,
     )  # fmt: skip
     if plan.weights in SCHEMES and stored_scheme(folder) is None:
         folder = _converted(folder, plan.weights, threads, tell, say, progress)
@@ -354,15 +369,25 @@ def _folder_here(name: str) -> Path | None:
 
 
 def _copy_here(
-    name: str, plan_of: Callable[[ModelConfig], MemoryPlan]
+    name: str, dtype: str, plan_of: Callable[[ModelConfig, Sequence[str]], MemoryPlan]
 ) -> tuple[Path, MemoryPlan] | None:
-    """The newest converted copy of a model that is gone, if it has the format to be used."""
-    copies = sorted(converted_copies(name), key=lambda one: -one.folder.stat().st_mtime)
-    for copy in copies:
-        plan = plan_of(ModelConfig.from_file(copy.folder / "config.json"))
-        if plan.weights == copy.scheme:
-            return copy.folder, plan
-    return None
+    """A converted copy of a model that is gone: of the newest version, the widest that fits."""
+    copies = [
+        one
+        for one in converted_copies(name)
+        if dtype in ("auto", one.scheme) and is_current(one.folder)
+    ]
+    if not copies:
+        return None
+    newest = max(copies, key=lambda one: one.folder.stat().st_mtime)
+    folders = {one.scheme: one.folder for one in copies if one.origin == newest.origin}
+    config = ModelConfig.from_file(newest.folder / "config.json")
+    try:
+        plan = plan_of(config, [scheme for scheme in SCHEMES if scheme in folders])
+    except DoesNotFitError:
+        plan_of(config, ())  # raises where no other format fits either
+        return None
+    return folders[plan.weights], plan
 
 
 def _converted(

@@ -55,6 +55,8 @@ def _kind(config: ModelConfig, name: str, shape: tuple[int, ...], weights: str) 
     """The format in which a parameter is packed."""
     if name.endswith("router"):
         return "float32"
+    if weights == FP8:
+        return FP8 if is_fp8(name, shape) else "bfloat16"
     if weights not in SCHEMES:
         return weights
     if not is_quantised(name, shape, SCHEMES[weights]):
@@ -124,7 +126,8 @@ def loading_bytes(config: ModelConfig, weights: str, convert: bool) -> int:
     """The largest part that exists both packed and not while weights are read.
 
     Attention, the feed-forward part, the embedding and the head are packed one after the other;
-    a matrix that changes its format exists in both.
+    a matrix that changes its format exists in both. What is read from fp8 comes in bf16, one expert
+    after the other; what the one at hand takes beside that is left to the plan's margin.
     """
     parts: dict[str, float] = {}
     largest = 0

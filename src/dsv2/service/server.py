@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsv2.checkpoint import resolve
+from dsv2.machine import available_bytes
 from dsv2.service.platform.bootstrap import first_admin_key, open_platform
 from dsv2.service.replicas.cluster import Scaling, connected
 from dsv2.service.replicas.engine import RayEngine, tokenizer_of
@@ -156,8 +157,9 @@ class Server:
         )  # fmt: skip
         try:
             clients: list[EngineClient] = []
+            memory = self._memory_share()
             for number, model in enumerate(settings.models):
-                options = _worker_options(model, settings, folder, f"engine-{number}")
+                options = _worker_options(model, settings, folder, f"engine-{number}", memory)
                 supervisor = Supervisor(options, patience=patience, on_failed=self._failed)
                 client = EngineClient(folder, options.name, hang_after=settings.hang_seconds)
                 self._supervisors.append(supervisor)
@@ -184,6 +186,22 @@ class Server:
         finally:
             await self._close_clients()
             await asyncio.gather(*(one.stop(0.0) for one in self._supervisors))
+
+    def _memory_share(self) -> int | None:
+        """Bytes of memory that each model may plan with; None where none has to share.
+
+        They are divided once, before any model loads. An engine that is started again later would
+        find less free, and must not answer in another format or context because of it.
+        """
+        models = [one for one in self.settings.models if not one.device.startswith("cuda")]
+        if len(models) < 2 or all(one.cache_tokens is not None for one in models):
+            return None
+        share = available_bytes() // len(models)
+        self._say(
+            f"on a CPU each of {len(models)} models plans with {share / 1e9:.2f} GB, an equal part "
+            "of the free memory; one with cache_tokens plans with all of it"
+        )
+        return share
 
     async def _close_clients(self) -> None:
         while self._clients:
@@ -329,12 +347,14 @@ async def _all_ended(drain: Drain, runs: Runs | None, seconds: float) -> bool:
 
 
 def _worker_options(
-    model: ModelSettings, settings: ServeSettings, folder: Path, name: str
-) -> WorkerOptions:
+    model: ModelSettings, settings: ServeSettings, folder: Path, name: str,
+    memory: int | None = None,
+) -> WorkerOptions:  # fmt: skip
     return WorkerOptions(
         model=model.model, folder=str(folder), name=name, drain_seconds=settings.drain_seconds,
         max_waiting=settings.max_waiting, device=model.device, dtype=model.dtype,
         cache_dtype=model.cache_dtype, cache_tokens=model.cache_tokens,
+        memory=memory if model.cache_tokens is None else None,
         max_sequences=model.max_sequences, max_step_tokens=model.max_step_tokens,
         threads=model.threads, deterministic=model.deterministic, speculate=model.speculate,
         pull=model.pull, hub=model.hub, log_level=settings.log_level,  # type: ignore[arg-type]

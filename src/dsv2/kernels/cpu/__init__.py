@@ -34,6 +34,7 @@ from dsv2.kernels.interleaved import (
 )
 from dsv2.kernels.latent import LatentFormat, latent_format
 from dsv2.kernels.registry import BackendError, implements
+from dsv2.machine import available_threads
 from dsv2.ragged import RaggedBatch
 from dsv2.shapes import BLOCK_SIZE
 
@@ -69,11 +70,6 @@ def supported() -> tuple[str, ...]:
     if best not in every:
         raise BackendError(f"{ISA} is {best!r}, this machine has {', '.join(every)}")
     return every[every.index(best) :]
-
-
-def available_threads() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 @cache
@@ -273,10 +269,12 @@ class CpuExecutor(LayerByLayer):
         if batch.block_table is None or batch.slots is None:
             raise ValueError("backend 'cpu' attends over a latent cache, the batch has none")
         flags = torch.tensor(_absorbed(batch, form), dtype=torch.uint8)
-        owned = tuple(
-            tensor.contiguous()
-            for tensor in (batch.cu_q, batch.kv_len, batch.block_table, batch.slots)
-        )
+        places = (batch.cu_q, batch.kv_len, batch.block_table, batch.slots)
+        if any(tensor.dtype != torch.int32 for tensor in places):
+            raise ValueError(
+                f"a batch's places are {[str(tensor.dtype) for tensor in places]}, all are int32"
+            )
+        owned = tuple(tensor.contiguous() for tensor in places)
         owned = (*owned, flags, cos.contiguous(), sin.contiguous())
         native = _native.Batch(
             batch.num_tokens,

@@ -126,23 +126,29 @@ def load(options: WorkerOptions, report: Reports) -> LLM:
     report("importing")
     from dsv2.engine.llm import LLM
     from dsv2.engine.loading import prepare
+    from dsv2.engine.plan import size_text
 
     report("preparing", options.model)
     prepared = prepare(
         options.model, device=options.device, dtype=options.dtype,
-        cache_dtype=options.cache_dtype, cache_tokens=options.cache_tokens,
+        cache_dtype=options.cache_dtype, cache_tokens=options.cache_tokens, memory=options.memory,
         max_sequences=options.max_sequences, max_step_tokens=options.max_step_tokens,
         threads=options.threads, pull=options.pull, hub=options.hub,
         say=lambda line: report("preparing", line),
         progress=lambda done, total: report("converting", "", done, total),
     )  # fmt: skip
-    report("loading", str(prepared.folder))
+    plan = prepared.plan
+    report(
+        "loading",
+        f"{prepared.folder}: weights in {plan.weights}, {plan.cache_tokens:,} tokens of cache, "
+        f"{size_text(plan.total_bytes)} of the {size_text(plan.free_bytes)} planned with",
+    )
     return LLM(
         prepared.folder, device=options.device, threads=options.threads,
         max_sequences=options.max_sequences, max_step_tokens=options.max_step_tokens,
         max_waiting=options.max_waiting, prefix_cache=options.prefix_cache,
         deterministic=options.deterministic, speculate=options.speculate,
-        draft_model=options.draft_model, plan=prepared.plan,
+        draft_model=options.draft_model, plan=plan,
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         max_waiting: most requests in line.
         log_level: lowest that is written to standard error.
         log_format: of it: like the parent's, which knows whether a terminal is there.
+        memory: most bytes of the machine's memory to plan with on a CPU; None for all that is free.
         model: a folder, ``pocket``, a release or ``owner/model``, as for
             :func:`dsv2.engine.loading.prepare`; the others are as there and as for
             :class:`dsv2.engine.llm.LLM`.
@@ -59,6 +60,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     dtype: str = "auto"
     cache_dtype: str = "auto"
     cache_tokens: int | None = None
+    memory: int | None = None
     max_sequences: int = 16
     max_step_tokens: int = 2048
     threads: int | None = None
