@@ -9,8 +9,10 @@ from typer.testing import CliRunner
 
 from dsv2.checkpoint.releases import config_of
 from dsv2.cli.bench import _gpu_kernels
+from dsv2.cli.info import find_config
 from dsv2.cli.main import app
 from dsv2.engine.bench import step_bytes, step_operations
+from dsv2.engine.cache import token_bytes
 
 
 def bench(*arguments: str) -> Any:
@@ -27,10 +29,16 @@ def test_latency_and_throughput_of_the_shipped_model() -> None:
     ]  # fmt: skip
     assert "int4" in found["what"]
     many = bench("throughput", "--sequences", "1,3", "--depth", "10", "--threads", "1")
-    for one in (*found["figures"], *many["figures"]):
-        assert 0 < one["share"] < 3
-        assert one["tokens_per_second"] > 0
-        assert one["limit"] == pytest.approx(one["share"] * one["seconds"])
+    for run in (found, many):
+        roof = run["roof"]
+        for one in run["figures"]:
+            by_bytes, by_sums = one["bytes"] / roof["read"], one["operations"] / roof["multiply"]
+            assert one["limit"] == pytest.approx(max(by_bytes, by_sums))
+            assert one["share"] == pytest.approx(one["limit"] / one["seconds"])
+            assert 0 < one["share"] < 3
+            assert one["tokens_per_second"] > 0
+    first, second = found["figures"][1:]
+    assert second["bytes"] - first["bytes"] == 40 * token_bytes(find_config("pocket"), "bfloat16")
     assert 1e9 < found["roof"]["read"] < 1e12
 
 

@@ -42,8 +42,19 @@ def test_the_cache_claim_with_and_without_its_six_bits() -> None:
     assert round(100 * saved["by_elements"], 1) == 82.2
 
 
+def test_the_bytes_of_every_cache_with_its_scales() -> None:
+    result = CliRunner().invoke(app, ["info", "v2-lite", "--json"])
+    stored = json.loads(result.stdout)["stored_cache_bytes_per_token"]
+    # Per layer: 576 numbers of 2 bytes; 576 codes of 8 or 6 bits; a scale for every 128 or fewer.
+    assert stored["bfloat16"] == 27 * 576 * 2
+    assert stored["int8"] == 27 * (576 + 5)
+    assert stored["int6"] == 27 * (576 * 6 // 8 + 5)
+
+
 def test_the_table_shows_them() -> None:
     result = CliRunner().invoke(app, ["info", "v2"])
+    for kind in ("int8", "int6"):
+        assert f"stored as {kind}" in result.stdout
     for shown in ("235,741,434,880", "34,560", "93.3%", "82.2%", "42.5%"):
         assert shown in result.stdout
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,16 +79,87 @@ def test_leaving_a_stream_cancels_the_request(engine: AsyncEngine) -> None:
     settled(engine)
 
 
-def test_a_malformed_request_fails_alone(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize(("field", "value"), [("temperature", -1.0), ("stop_token_ids", None)])
+def test_a_malformed_request_fails_alone(engine: AsyncEngine, field: str, value: Any) -> None:
     async def run() -> None:
         good = asyncio.create_task(collect(engine.stream(request("good"))))
-        bad = replace(GREEDY, temperature=-1.0)
-        with pytest.raises(RequestError, match="temperature"):
+        bad = replace(GREEDY, **{field: value})
+        with pytest.raises(RequestError, match=field):
             await collect(engine.stream(request("bad", params=bad)))
         assert len(await good) == GREEDY.max_tokens
 
     asyncio.run(run())
     assert engine.is_alive
+
+
+def test_somebody_else_may_cancel_but_only_its_own_reader_ends(engine: AsyncEngine) -> None:
+    long = replace(GREEDY, max_tokens=400)
+
+    async def run() -> None:
+        task = asyncio.create_task(collect(engine.stream(request("a", params=long))))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ValueError, match="in use"):
+            await collect(engine.stream(request("a")))
+        await asyncio.sleep(0.05)
+        assert not task.done()  # the reader that was refused has cancelled nothing
+        engine.cancel("a")
+        tokens = await asyncio.wait_for(task, 10)
+        assert 1 < len(tokens) < 400
+        assert tokens[-1] is None
+
+    asyncio.run(run())
+    settled(engine)
+
+
+def test_what_nobody_thought_of_fails_alone(
+    engine: AsyncEngine, llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = llm.engine.add
+
+    def broken(one: Request) -> None:
+        if one.id == "bad":
+            raise KeyError("nobody thought of this")
+        add(one)
+
+    monkeypatch.setattr(llm.engine, "add", broken)
+
+    async def run() -> None:
+        good = asyncio.create_task(collect(engine.stream(request("good"))))
+        with pytest.raises(KeyError, match="nobody thought"):
+            await collect(engine.stream(request("bad")))
+        assert len(await good) == GREEDY.max_tokens
+
+    asyncio.run(run())
+
+
+def test_who_has_to_give_way_may_have_left(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Displaced from a full line and cancelled before the next step."""
+    llm = LLM(tiny_folder, device="cpu", dtype="float32", max_sequences=1, max_waiting=2)
+    step, free = llm.engine.step, threading.Event()
+    monkeypatch.setattr(llm.engine, "step", lambda: (free.wait(10), step())[1])
+
+    async def run(engine: AsyncEngine) -> None:
+        def submit(name: str, tenant: str) -> asyncio.Task[list[int | None]]:
+            one = replace(request(name), tenant=tenant)
+            return asyncio.create_task(collect(engine.stream(one)))
+
+        runs = submit("runs", "a")
+        await asyncio.sleep(0.1)  # its step has begun, and hangs
+        stays, leaves = submit("stays", "a"), submit("leaves", "a")
+        await asyncio.sleep(0)
+        other = submit("other", "b")  # the line is full, and tenant a has more in it
+        await asyncio.sleep(0)
+        leaves.cancel()
+        await asyncio.gather(leaves, return_exceptions=True)
+        free.set()
+        done = await asyncio.gather(runs, stays, other)
+        assert [len(tokens) for tokens in done] == [GREEDY.max_tokens] * 3
+
+    with AsyncEngine(llm.engine) as engine:
+        asyncio.run(run(engine))
+        assert engine.is_alive
 
 
 def test_the_heartbeat_goes_on_when_idle_and_stops_with_a_hang(

@@ -184,6 +184,36 @@ def test_a_sequence_with_bad_numbers_fails_alone(
     assert [done.token_ids for done in again] == expected
 
 
+@pytest.mark.parametrize("place", [100, 150])
+def test_bad_numbers_of_a_prompt_are_shared_with_nobody(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, place: int
+) -> None:
+    """Neither those of a chunk that nothing is chosen after, nor those of the last (F36)."""
+    llm = LLM(tiny_folder, device="cpu", dtype="float32", max_step_tokens=128)
+    assert not isinstance(llm.model, Transformer)
+    prompt = [1 + (7 * n) % 400 for n in range(200)]
+    expected = LLM(tiny_folder, device="cpu", dtype="float32").generate([prompt], GREEDY)
+    executor, bad = llm.model.executor, prompt[place]
+    embed = executor.embed
+
+    def poisoned(handle: Any, ids: torch.Tensor) -> torch.Tensor:
+        return embed(handle, ids).masked_fill((ids == bad).unsqueeze(1), float("nan"))
+
+    monkeypatch.setattr(executor, "embed", poisoned)
+    steps, outputs = 0, []
+    llm.engine.add(Request("bad", tuple(prompt), GREEDY))
+    while llm.engine.has_work:
+        outputs += llm.engine.step()
+        steps += 1
+    assert [one.finish_reason for one in outputs] == ["error"]
+    assert outputs[0].error == "the model's numbers are not finite"
+    assert steps == (1 if place < 128 else 2)  # not a step after the one that shows it
+    monkeypatch.setattr(executor, "embed", embed)
+    done = llm.generate([prompt], GREEDY)
+    assert done[0].cached_tokens == 0
+    assert done[0].token_ids == expected[0].token_ids
+
+
 def test_nothing_runs_when_one_request_is_malformed(llm: LLM) -> None:
     with pytest.raises(RequestError, match="temperature"):
         llm.generate(["a", "b"], [GREEDY, replace(GREEDY, temperature=-1.0)])

@@ -86,6 +86,8 @@ def mixed(dice: random.Random, name: str, *, exacting: bool) -> Request:
         frequency_penalty=0.5 if exacting and dice.random() < 0.2 else 0.0,
         structure=Structure("regex", "[a-f]{3,9}") if exacting and dice.random() < 0.2 else None,
     )  # fmt: skip
+    if params.structure is not None:
+        params = replace(params, min_tokens=0)
     # Beginnings that others share.
     prompt = [(n * n + dice.randrange(2)) % 50 + 3 for n in range(dice.choice([5, 5, 40, 70]))]
     prompt[:64] = [(n * n) % 50 + 3 for n in range(len(prompt[:64]))]
@@ -244,3 +246,26 @@ def test_a_launch_that_fails_loses_no_token_of_the_step_before(
     expected = make(llm, late=False)
     expected.add(Request("a", PROMPT, PLAIN))
     assert [one.token for one in found] == [one.token for one in drain(expected)["a"]]
+
+
+def test_who_lost_its_blocks_in_a_step_that_failed_ends_with_it(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its next token was being chosen, and nobody knows it any more."""
+    engine = make(llm)
+    engine.add(Request("a", PROMPT, PLAIN))
+    for _ in range(3):
+        engine.step()
+    scheduler = engine._scheduler
+
+    def fail(*args: Any) -> Launch:
+        scheduler._preempt(scheduler.running[0])  # as planning does where blocks are short
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(engine._runner, "launch", fail)
+    with pytest.raises(MemoryError):
+        engine.step()
+    engine.add(Request("in line", PROMPT, PLAIN))
+    assert engine.abandon() == ["a"]
+    assert [one.request.id for one in scheduler.waiting] == ["in line"]
+    assert scheduler.pool.num_free == scheduler.pool.total

@@ -12,11 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsv2.checkpoint.hub import resolve
 from dsv2.checkpoint.packed import WEIGHTS, load_packed
 from dsv2.checkpoint.quantised import stored_bytes
 from dsv2.checkpoint.releases import RELEASES, config_of
+from dsv2.checkpoint.synthetic import synthetic_weights
 from dsv2.checkpoint.weights import parameter_shapes
 from dsv2.engine import loading
+from dsv2.engine.bench import paged
+from dsv2.engine.cache import allocate_cache
 from dsv2.engine.loading import plan_folder
 from dsv2.engine.plan import (
     GOOD_CACHE,
@@ -25,12 +29,16 @@ from dsv2.engine.plan import (
     DoesNotFitError,
     MemoryPlan,
     plan_memory,
+    step_bytes,
 )
+from dsv2.engine.scheduler import MAX_ANSWERS_AHEAD
+from dsv2.engine.sequence import blocks_for
 from dsv2.engine.weight_sizes import gpu_bytes, moe_layers, packed_bytes
 from dsv2.kernels.cpu import CpuExecutor
 from dsv2.kernels.formats import SCHEMES
 from dsv2.kernels.triton.executor import TritonExecutor
 from dsv2.model.config import ModelConfig
+from dsv2.model.packed import PackedModel
 from tests.models import save_tiny
 from tests.tiny import tiny_config
 
@@ -304,3 +312,29 @@ def test_a_model_larger_than_the_gpu_leaves_experts_in_the_hosts_memory(
         plan_folder(tiny_folder, gpu, max_memory={"disk": "1GB"})
     with pytest.raises(ValueError, match="max_memory is for backend 'triton' on device cuda"):
         plan_folder(tiny_folder, torch.device("cpu"), max_memory={"cpu": "1GB"})
+
+
+@pytest.mark.parametrize(("weights", "cache"), [("float32", "float32"), ("int4", "int8")])
+def test_a_step_takes_what_the_plan_says(weights: str, cache: str) -> None:
+    """Of the shipped model's widths: a long chunk of a prompt, and answers behind long ones."""
+    config = ModelConfig.from_file(resolve("pocket") / "config.json").model_copy(
+        update={"num_hidden_layers": 2}
+    )
+    executor = CpuExecutor(5)  # its memory is no other test's
+    model = PackedModel(
+        config, executor, synthetic_weights(config, weights, 0), weights=weights, cache_format=cache
+    )
+    planned, before = step_bytes(config, 4, 2048), 0
+    for sequences, new, past, generated in (
+        (1, 2048, 0, False), (1, 2048, 6000, False), (4, 1, 6000, True),
+        (4, 1 + MAX_ANSWERS_AHEAD // 4, 6000, True),
+    ):  # fmt: skip
+        blocks = sequences * blocks_for(past + new)
+        model.hidden(
+            paged(sequences, new, past, blocks, generated=generated, vocab_size=8192),
+            allocate_cache(config, blocks, cache, torch.device("cpu")),
+        )
+        taken = executor._kernels.scratch_bytes
+        assert before <= taken <= planned
+        before = taken
+    assert taken > planned / 8  # the plan is of this kind of size

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from dsv2.engine.request import Limits, Request, RequestError, SamplingParams, validate
+from dsv2.engine.request import (
+    Limits,
+    Request,
+    RequestError,
+    SamplingParams,
+    Structure,
+    validate,
+)
 
 LIMITS = Limits(vocab_size=100, max_context=64)
 
@@ -44,13 +51,20 @@ def test_what_is_allowed_passes() -> None:
         ("seed", -1), ("seed", 2**63), ("seed", 0.0),
         ("stop", [""]), ("stop", [1]), ("stop", ["a"] * 65), ("stop", ["a" * 1001]), ("stop", 5),
         ("stop_token_ids", [100]), ("stop_token_ids", [-1]), ("stop_token_ids", [0] * 65),
-        ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("ignore_eos", 1),
+        ("stop_token_ids", None), ("stop_token_ids", 5), ("stop_token_ids", "ab"),
+        ("structure", 5), ("logprobs", -1), ("logprobs", 21), ("logprobs", True), ("ignore_eos", 1),
     ],
 )  # fmt: skip
 def test_what_is_not_allowed_names_its_field(field: str, value: Any) -> None:
     with pytest.raises(RequestError, match=field) as caught:
         ask(**{field: value})
     assert caught.value.field.startswith(field)
+
+
+def test_a_structure_ends_its_answer_itself() -> None:
+    with pytest.raises(RequestError, match="min_tokens is 5 beside a structure"):
+        ask(min_tokens=5, structure=Structure("regex", "ab"))
+    ask(structure=Structure("regex", "ab"))
 
 
 @pytest.mark.parametrize("prompt", [(), (100,), (-1,), (1, 2.0), "ab", (True,)])

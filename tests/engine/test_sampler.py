@@ -109,6 +109,16 @@ def test_greedy_takes_the_best_and_ignores_the_seed(logits: torch.Tensor) -> Non
     assert {choose(logits, row(seed=s, temperature=0.0)) for s in range(20)} == {best}
 
 
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.9}])
+def test_the_lowest_temperatures_are_greedy(logits: torch.Tensor, cut: dict[str, float]) -> None:
+    best = int(logits.argmax())
+    assert support(logits, 5, temperature=1e-310, **cut) == {best}
+    assert choose(logits - 20, row(temperature=1e-310, **cut)) == best
+    some = torch.tensor([5e-324], dtype=torch.float64)
+    places = torch.tensor([1]), torch.tensor([1])
+    assert draw(logits.unsqueeze(0), some, *places).tolist() == [best]
+
+
 def test_top_k_top_p_min_p_cut_where_they_say(logits: torch.Tensor) -> None:
     order = logits.argsort(descending=True).tolist()
     probabilities = logits.softmax(-1)

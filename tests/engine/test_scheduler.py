@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.request import OverloadedError, Request, RequestError, SamplingParams
-from dsv2.engine.scheduler import Scheduler
+from dsv2.engine.scheduler import MAX_ANSWERS_AHEAD, Scheduler
 from dsv2.engine.sequence import UNKNOWN, Sequence
 from dsv2.shapes import BLOCK_SIZE
 
@@ -212,6 +212,33 @@ def test_the_last_in_line_gives_up_its_blocks_and_still_ends() -> None:
     assert pool.num_free == 4
 
 
+def test_many_that_each_need_most_of_the_cache_all_end() -> None:
+    """64 requests of 6 of 10 blocks each (F32): two begin, one gives way, and nobody for ever."""
+    pool = BlockPool(10)
+    scheduler = Scheduler(pool, max_step_tokens=256, max_sequences=8, max_preemptions=2)
+    names = [f"{number:02d}" for number in range(64)]
+    everyone = [sequence(60, answer=300, name=name, salt=name) for name in names]
+    for one in everyone:
+        assert one.blocks_needed == 6
+        scheduler.add(one)
+    assert sorted(drain(scheduler)) == names
+    assert scheduler.num_preemptions > 0
+    assert max(one.preemptions for one in everyone) <= 2
+    assert all(one.num_generated == 300 for one in everyone)
+    assert pool.num_free == pool.total
+
+
+def test_a_long_answer_is_computed_again_in_parts() -> None:
+    """What it takes to compute tokens of answers is bounded, whatever a step may have of others."""
+    scheduler = Scheduler(BlockPool(40), max_step_tokens=4096, max_sequences=4)
+    one = sequence(70, answer=2000)
+    scheduler.add(one)
+    one.tokens += [7] * 1200  # as it was when it gave up its blocks
+    counts = [count for _ in range(5) for _, count in advance(scheduler)]
+    most = 1 + MAX_ANSWERS_AHEAD
+    assert counts == [70, most, most, 1200 - 2 * most, 1]
+
+
 def test_higher_priorities_go_first_and_take_a_lower_ones_place() -> None:
     scheduler = Scheduler(BlockPool(8), max_step_tokens=100, max_sequences=1)
     for name, priority in (("low", 0), ("lower", -1), ("high", 5)):
@@ -288,15 +315,18 @@ class Machine(RuleBasedStateMachine):
     @initialize(
         blocks=st.integers(3, 10), budget=st.integers(4, 150), most=st.integers(1, 4),
         share=st.booleans(), cache=st.booleans(), bound=st.integers(0, 3),
+        line=st.sampled_from([None, 1, 3]),
     )  # fmt: skip
     def start(
-        self, blocks: int, budget: int, most: int, share: bool, cache: bool, bound: int
-    ) -> None:
+        self, blocks: int, budget: int, most: int, share: bool, cache: bool, bound: int,
+        line: int | None,
+    ) -> None:  # fmt: skip
         self.pool = BlockPool(blocks)
         self.scheduler = Scheduler(
             self.pool, max_step_tokens=budget, max_sequences=most, prefix_cache=cache,
-            share_answers=share, max_preemptions=bound,
+            share_answers=share, max_preemptions=bound, max_waiting=line,
         )  # fmt: skip
+        self.line = line
         self.memory: dict[tuple[int, int], tuple[str, int]] = {}
         self.bound, self.names = bound, 0
         self.ended: set[str] = set()
@@ -305,11 +335,12 @@ class Machine(RuleBasedStateMachine):
         target=alive, prompt=st.sampled_from([1, 30, 64, 65, 100, 128, 150, 200]),
         answer=st.integers(1, 90),
         flavour=st.integers(0, 2), salt=st.sampled_from(["", "s"]),
-        tenant=st.sampled_from("xyz"), priority=st.integers(-1, 1),
+        tenant=st.sampled_from("xyz"), priority=st.integers(-1, 1), waits=st.booleans(),
     )  # fmt: skip
     def add(
-        self, prompt: int, answer: int, flavour: int, salt: str, tenant: str, priority: int
-    ) -> Any:
+        self, prompt: int, answer: int, flavour: int, salt: str, tenant: str, priority: int,
+        waits: bool,
+    ) -> Any:  # fmt: skip
         self.names += 1
         tokens = tuple((n * n + flavour * (n > 70)) % 50 for n in range(prompt))
         request = Request(
@@ -320,13 +351,37 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(RequestError):
                 self.scheduler.add(one)
             return multiple()
-        self.scheduler.add(one)
+        one.waits = waits
+        in_line = len(self.scheduler.waiting)
+        full = self.line is not None and in_line >= self.line
+        try:
+            gone = self.scheduler.add(one)
+        except OverloadedError:
+            assert full
+            assert len(self.scheduler.waiting) == in_line
+            return multiple()
+        assert (gone is not None) == full
+        if gone is not None:
+            assert gone.request.priority <= one.request.priority
+            assert not gone.blocks and not gone.preemptions
+            assert gone not in self.scheduler.waiting
+            self.ended.add(gone.request.id)
         return one
+
+    @rule()
+    def structures_are_compiled(self) -> None:
+        for one in self.scheduler.waiting:
+            one.waits = False
 
     @rule(one=consumes(alive), forget=st.booleans())
     def cancel(self, one: Sequence, forget: bool) -> None:
         if one.request.id not in self.ended:
             self.ended.add(one.request.id)
+            if forget and one in self.scheduler.running:
+                # What it alone held is bad: whoever reads it finds another history than its own.
+                for block in one.blocks:
+                    for place in range(BLOCK_SIZE) if self.pool.holders(block) == 1 else ():
+                        self.memory[block, place] = ("bad", 0)
             self.scheduler.finish(one, forget=forget)
 
     @rule(guesses=st.lists(st.integers(0, 3), max_size=4))
@@ -408,6 +463,7 @@ class Machine(RuleBasedStateMachine):
         """Whatever is left ends within a bounded number of steps."""
         if not hasattr(self, "scheduler"):
             return
+        self.structures_are_compiled()
         for _ in range(20_000):
             if not self.scheduler.running and not self.scheduler.waiting:
                 break

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from dsv2 import LLM, SamplingParams
 from dsv2.engine import engine as engine_module
-from dsv2.engine.request import RequestError, Structure
+from dsv2.engine import structured
+from dsv2.engine.request import Request, RequestError, Structure
 from dsv2.engine.structured import StructureCompiler, _Matcher
 
 WARM = SamplingParams(max_tokens=200, temperature=1.0, seed=3)
@@ -136,6 +138,75 @@ def test_compiling_holds_up_nobody_and_has_a_limit(monkeypatch: pytest.MonkeyPat
     time.sleep(0.8)
     monkeypatch.setattr(compiler, "_seconds", 5.0)
     assert re.fullmatch("a+b", ask(llm, structure, temperature=0.0, logit_bias={}) or "ab")
+
+
+def slow_down(llm: LLM, monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[Structure]:
+    """Let everything take its time to compile; what was compiled so far is in the list."""
+    compiler = llm.engine._structures
+    assert compiler is not None
+    make, made = compiler._make, list[Structure]()
+
+    def slow(structure: Structure) -> Any:
+        time.sleep(seconds)
+        made.append(structure)
+        return make(structure)
+
+    monkeypatch.setattr(compiler, "_make", slow)
+    return made
+
+
+def test_who_waits_for_others_structures_is_not_late(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit of time is for one's own, and the line has one of its own."""
+    slow_down(llm, monkeypatch, 0.3)
+    monkeypatch.setattr(llm.engine._structures, "_seconds", 0.8)
+    many = [replace(WARM, structure=Structure("regex", f"{n}{{2}}b")) for n in range(8)]
+    found = llm.generate(["x"] * 8, many)
+    assert [one.text for one in found] == [f"{n}{n}b" for n in range(8)]
+    monkeypatch.setattr(structured, "QUEUE_SECONDS", 0.2)
+    late = [replace(WARM, structure=Structure("regex", f"{n}{{3}}b")) for n in range(8)]
+    found = llm.generate(["x"] * 8, late)
+    errors = {one.error for one in found[4:]}
+    assert errors == {"structures of others took 0 s to compile; try again later"}
+    assert found[0].text == "000b"
+
+
+def test_structures_that_nobody_waits_for_are_not_compiled(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = slow_down(llm, monkeypatch, 0.2)
+    for number in range(30):
+        params = replace(WARM, structure=Structure("regex", f"c{{{number + 1}}}d"))
+        llm.engine.add(Request(str(number), (1,), params))
+        llm.engine.abort(str(number))
+    assert ask(llm, Structure("regex", "ef")) == "ef"
+    assert len(made) <= 5  # two that had begun, and the last
+
+
+def test_a_bad_structure_is_told_of_though_the_step_failed(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = llm.engine
+    engine.add(Request("bad", (1,), replace(WARM, structure=Structure("regex", "("))))
+    wait([engine._compiling["bad"]._future])
+    engine.add(Request("good", (1, 2), replace(WARM, max_tokens=2, ignore_eos=True)))
+    launch = engine._runner.launch
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(engine._runner, "launch", fail)
+    with pytest.raises(MemoryError):
+        engine.step()
+    monkeypatch.setattr(engine._runner, "launch", launch)
+    assert engine.abandon() == ["good"]
+    assert engine.has_work
+    with pytest.raises(ValueError, match="in use"):  # not before its end was told
+        engine.add(Request("bad", (1,), WARM))
+    [told] = engine.step()
+    assert (told.request_id, told.finish_reason) == ("bad", "error")
+    assert not engine.has_work
 
 
 @pytest.mark.parametrize(

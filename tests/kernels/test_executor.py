@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import time
 import weakref
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -12,13 +15,14 @@ import torch
 from torch import Tensor
 
 from dsv2.kernels import registry
-from dsv2.kernels.cpu import CpuExecutor, available_threads, supported
+from dsv2.kernels.cpu import CpuExecutor, supported
 from dsv2.kernels.executor import AttentionLayer, LayerHandles, make_executor
 from dsv2.kernels.formats import SCHEMES, QuantTensor, dequantise
 from dsv2.kernels.interleaved import interleave
 from dsv2.kernels.latent import latent_format, unpack_latent
 from dsv2.kernels.reference_executor import ReferenceExecutor, choose_experts
 from dsv2.kernels.registry import BackendError
+from dsv2.machine import available_threads
 from dsv2.model.config import RouterConfig
 from dsv2.model.router import route
 from dsv2.ragged import RaggedBatch
@@ -192,6 +196,38 @@ def test_absorbed_and_expanded_attention_agree(executor: CpuExecutor) -> None:
         close(found[0], found[1], tolerance)
 
 
+@pytest.mark.parametrize("cache_format", ["float32", "int8"])
+def test_memory_of_absorbed_attention_is_bounded(cache_format: str) -> None:
+    """Many generated tokens behind many others are computed in turns, to the same bits."""
+    heads, latent, past = 16, 128, 12_000
+    layer = Draw("float32").attention(heads=heads, latent=latent, rope=32)
+    executor = CpuExecutor(3)  # its memory is no other test's
+    handle = executor.pack_attention(layer)
+    start = fresh_cache(layer, cache_format, 200)
+    if start.dtype == torch.uint8:
+        start.random_(64, 192, generator=torch.Generator().manual_seed(0))
+    else:
+        start.normal_(generator=torch.Generator().manual_seed(0))
+    x = Draw("float32", 1).normal(400, 128)
+
+    def run(cuts: list[int]) -> Tensor:
+        cache, outputs = start.clone(), []
+        for first, last in zip([0, *cuts], [*cuts, 400], strict=True):
+            batch = paged_batch([last - first], [past + first], [True], spare=1)
+            table = torch.arange(200, dtype=torch.int32).reshape(1, 200)
+            batch = replace(batch, block_table=table, slots=batch.positions.clone())
+            step = executor.begin(batch, *turn(batch, 32), "auto", cache_format)
+            own = x[first:last].clone()
+            executor.attention(handle, own, step, cache)
+            outputs.append(own)
+        return torch.cat(outputs)
+
+    expected = run(list(range(50, 400, 50)))
+    assert torch.equal(run([]), expected)
+    parts = 400 * -(-past // 256) * 16 * latent * 4  # what all of them at once would take
+    assert executor._kernels.scratch_bytes < parts / 2
+
+
 def test_more_threads_than_cores_wait_for_each_other() -> None:
     """Most of them are late at every barrier, so that the others sleep there."""
     draw = Draw("int4")
@@ -204,6 +240,47 @@ def test_more_threads_than_cores_wait_for_each_other() -> None:
         own = x.clone()
         many.moe(handle, own)
         assert torch.equal(own, expected)
+
+
+def test_idle_threads_take_no_time_and_leave_torchs_alone() -> None:
+    before = torch.get_num_threads()
+    executor = CpuExecutor(2)
+    handle = executor.pack_linear(Draw("float32").weight(640, 640))
+    executor.linear(handle, Draw("float32").normal(64, 640), None, 0.0)
+    assert torch.get_num_threads() == before
+    time.sleep(0.05)  # they wait for more to do for a moment
+    start = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - start < 0.1  # one that spins would take all of it
+
+
+FORK = """
+import os, sys, torch
+from dsv2.kernels.cpu import CpuExecutor
+weight, x = torch.eye(32), torch.ones(1, 32)
+before = CpuExecutor(2)
+handle = before.pack_linear(weight)
+if os.fork() == 0:
+    try:
+        before.linear(handle, x, None, 0.0)
+    except RuntimeError as error:
+        print(error, flush=True)
+    own = CpuExecutor(2)
+    own.linear(own.pack_linear(weight), x, None, 0.0)
+    sys.exit(7)
+print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_fork_has_threads_of_its_own_and_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, timeout=60,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "threads do not survive a fork: this process has to load the model itself",
+        "7",
+    ]
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -517,5 +594,16 @@ def test_what_cannot_run_is_refused() -> None:
     with pytest.raises(ValueError, match="has none"):
         CpuExecutor(1).begin(batch, torch.zeros(3, 4), torch.zeros(3, 4), "auto", "float32")
     assert registry.chosen("executor", "auto", "cpu") == "cpu"
+    placed = paged_batch([3], [0], [False])
+    placed = replace(placed, kv_len=placed.kv_len.long())
+    with pytest.raises(ValueError, match="all are int32"):
+        CpuExecutor(1).begin(placed, torch.zeros(3, 4), torch.zeros(3, 4), "auto", "float32")
+    mlp, moe = Draw("float32").mlp_layer(), Draw("float32").moe_layer()
+    mixed = replace(mlp.mlp, w_up=mlp.mlp.w_up.bfloat16())
+    with pytest.raises(ValueError, match="gate and up have two formats"):
+        CpuExecutor(1).pack_mlp(replace(mlp, mlp=mixed))
+    mixed = replace(moe.experts, w_up=moe.experts.w_up.bfloat16())
+    with pytest.raises(ValueError, match="gate and up have two formats"):
+        CpuExecutor(1).pack_moe(replace(moe, experts=mixed))
     with pytest.raises(ValueError, match="multiple of 64"):
         CpuExecutor(1).quantise(torch.zeros(2, 32), "int4")

@@ -13,6 +13,8 @@ from dsv2.engine.engine import Engine, EngineStats, TokenOutput
 from dsv2.engine.request import Request
 
 _Item = TokenOutput | BaseException
+_Order = tuple[Request, "_Stream"] | tuple[str, "_Stream | None"]
+"""A request and who reads it, or the id of one to cancel, and whose if only theirs."""
 
 
 class EngineDeadError(RuntimeError):
@@ -51,7 +53,7 @@ class AsyncEngine:
         self._engine = engine
         self._streams: dict[str, _Stream] = {}
         self._wake = threading.Condition()
-        self._orders: deque[tuple[Request, _Stream] | str] = deque()
+        self._orders: deque[_Order] = deque()
         self._stopping = False
         self._death: BaseException | None = None
         self._heartbeat = time.monotonic()
@@ -77,6 +79,8 @@ class AsyncEngine:
     async def stream(self, request: Request) -> AsyncGenerator[TokenOutput, None]:
         """Submit a request and yield its outputs; leaving the loop early cancels it.
 
+        Where :meth:`cancel` ends it, the last output has the finish reason ``cancelled``.
+
         Raises:
             RequestError: the request does not pass the gate.
             OverloadedError: too many are waiting.
@@ -95,16 +99,19 @@ class AsyncEngine:
                 yield item
         finally:
             if not ended:
-                self.cancel(request.id)
+                self._cancel(request.id, stream)
 
     def cancel(self, request_id: str) -> None:
         """End a request, wherever it is; one that is not there is left alone."""
+        self._cancel(request_id, None)
+
+    def _cancel(self, request_id: str, stream: _Stream | None) -> None:
         try:
-            self._order(request_id)
+            self._order((request_id, stream))
         except EngineDeadError:
             return  # everything has ended with the engine
 
-    def _order(self, order: tuple[Request, _Stream] | str) -> None:
+    def _order(self, order: _Order) -> None:
         with self._wake:
             if self._death is not None or self._stopping:
                 raise EngineDeadError("the engine has stopped") from self._death
@@ -149,18 +156,28 @@ class AsyncEngine:
                 self._heartbeat = time.monotonic()
             orders, stopping = list(self._orders), self._stopping
             self._orders.clear()
-        for order in orders:
-            if isinstance(order, str):
-                self._engine.abort(order)
-                self._streams.pop(order, None)
+        for subject, stream in orders:
+            if isinstance(subject, Request):
+                assert stream is not None
+                self._add(subject, stream)
             else:
-                self._add(*order)
+                self._end(subject, stream)
         return not stopping
+
+    def _end(self, name: str, only: _Stream | None) -> None:
+        stream = self._streams.get(name)
+        if stream is None or only not in (None, stream):
+            return  # it has ended, or never began because another one has its id
+        self._engine.abort(name)
+        del self._streams[name]
+        stream.push([TokenOutput(name, None, None, "cancelled")])
 
     def _add(self, request: Request, stream: _Stream) -> None:
         try:
             self._engine.add(request)
-        except (ValueError, RuntimeError) as error:  # the gate's and the line's own errors
+        except Exception as error:  # the gate's, the line's, or of what nobody thought: its own
+            if request.id not in self._streams:
+                self._engine.abort(request.id)  # should it have got half way
             stream.push([error])
         else:
             self._streams[request.id] = stream
@@ -179,9 +196,10 @@ class AsyncEngine:
         """Nobody is left waiting."""
         with self._wake:
             self._stopping = True
-            late = [order[1] for order in self._orders if not isinstance(order, str)]
+            late = [stream for subject, stream in self._orders if isinstance(subject, Request)]
             self._orders.clear()
         for stream in (*self._streams.values(), *late):
+            assert stream is not None
             error = EngineDeadError("the engine has stopped")
             error.__cause__ = self._death
             stream.push([error])

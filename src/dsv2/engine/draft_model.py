@@ -15,6 +15,7 @@ from dsv2.engine.batch import build_batch
 from dsv2.engine.blocks import BlockPool
 from dsv2.engine.runner import Runner
 from dsv2.engine.sampler import Choice, sample
+from dsv2.engine.scheduler import MAX_ANSWERS_AHEAD
 from dsv2.engine.sequence import Sequence, Work, blocks_for, publish
 from dsv2.engine.speculate import check_count
 from dsv2.engine.structured import follow
@@ -194,13 +195,17 @@ class ModelDrafter:
     def _catch_up(self, twins: list[_Twin]) -> list[tuple[_Twin, int]]:
         """Who computes how many tokens in the first pass, within the budget."""
         plan: list[tuple[_Twin, int]] = []
-        left = self._max_step_tokens
+        left, ahead = self._max_step_tokens, MAX_ANSWERS_AHEAD
         # Those with little to read first: a long prompt delays nobody's guesses.
         for twin in sorted(twins, key=lambda twin: twin.own.remaining):
-            count = min(twin.own.remaining, left)
+            own = twin.own
+            # Of answers as many as the target computes at once.
+            of_prompt = max(own.num_prompt - own.computed, 0)
+            count = min(own.remaining, left, of_prompt + 1 + ahead)
             if count:
                 plan.append((twin, count))
                 left -= count
+                ahead -= max(count - of_prompt - 1, 0)
         return plan
 
     def _compute(self, plan: list[tuple[_Twin, int]], drafting: list[_Twin]) -> list[Choice]:

@@ -10,7 +10,7 @@ from itertools import accumulate
 from dsv2.engine.prompt_scores import PromptScores
 from dsv2.engine.request import MAX_SEED, Limits, Request, RequestError, validate
 from dsv2.engine.runner import Launch, Runner
-from dsv2.engine.sampler import Choice, TokenLogprobs, sample
+from dsv2.engine.sampler import NOT_FINITE_TEXT, Choice, TokenLogprobs, sample
 from dsv2.engine.scheduler import Scheduler
 from dsv2.engine.sequence import UNKNOWN, Sequence, Work
 from dsv2.engine.shaping import needs_last_token
@@ -123,7 +123,7 @@ class Engine:
         self._compiling: dict[str, Pending] = {}
         self._sequences: dict[str, Sequence] = {}
         self._prompt_scores = PromptScores(runner)
-        self._displaced: list[TokenOutput] = []
+        self._ended: list[TokenOutput] = []
         self._prompt_tokens = self._cached_tokens = self._drafted = self._accepted = 0
         self._flight: _Flight | None = None
         self._overlapped = 0
@@ -131,7 +131,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether any request is under way."""
-        return bool(self._sequences or self._displaced)
+        return bool(self._sequences or self._ended)
 
     @property
     def stats(self) -> EngineStats:
@@ -160,7 +160,9 @@ class Engine:
             OverloadedError: too many are waiting, and no tenant has more in line than this one.
         """
         validate(request, self.limits)
-        if request.id in self._sequences:
+        if request.id in self._sequences or any(
+            one.request_id == request.id for one in self._ended
+        ):
             raise ValueError(f"request id {request.id!r} is in use")
         seed = request.params.seed
         sequence = Sequence(
@@ -180,12 +182,13 @@ class Engine:
             self._forget(gives_way)
             words = "the line is full, and others have less in it; try again later"
             name = gives_way.request.id
-            self._displaced.append(TokenOutput(name, None, None, "rejected", words))
+            self._ended.append(TokenOutput(name, None, None, "rejected", words))
         if structure is not None and self._structures is not None:
             self._compiling[request.id] = self._structures.submit(structure)
 
     def abort(self, request_id: str) -> None:
-        """Stop a request and free its blocks; one that has ended is left alone."""
+        """Stop a request and free its blocks; nothing more is said of it, even if it had ended."""
+        self._ended = [one for one in self._ended if one.request_id != request_id]
         sequence = self._sequences.get(request_id)
         if sequence is not None:
             self._end(sequence)
@@ -193,10 +196,12 @@ class Engine:
     def abandon(self) -> list[str]:
         """After a step that raised: end every request that was in it; their ids.
 
-        What it wrote to the cache is forgotten. Those in line are left there.
+        What it wrote to the cache is forgotten. Those in line are left there, but for one that lost
+        its blocks while its next token was being chosen: that token is lost too.
         """
         self._flight = None
-        sequences = list(self._scheduler.running)
+        halfway = [one for one in self._scheduler.waiting if one.tokens[-1] == UNKNOWN]
+        sequences = [*self._scheduler.running, *halfway]
         for sequence in sequences:
             self._end(sequence, forget=True)
         return [sequence.request.id for sequence in sequences]
@@ -208,7 +213,9 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         del self._sequences[sequence.request.id]
         self._prompt_scores.forget(sequence.request.id)
-        self._compiling.pop(sequence.request.id, None)
+        pending = self._compiling.pop(sequence.request.id, None)
+        if pending is not None:
+            pending.cancel()
         if self._drafter is not None:
             self._drafter.forget(sequence)
 
@@ -219,33 +226,32 @@ class Engine:
         this one's tokens to prepare it.
         """
         outputs = self._step()
-        displaced, self._displaced = self._displaced, []
-        return displaced + outputs
+        ended, self._ended = self._ended, []
+        return ended + outputs
 
     def _step(self) -> list[TokenOutput]:
         flight = self._flight
         if flight is not None and not any(self._lives(work.sequence) for work in flight.works):
             flight = self._flight = None
-        failed: list[TokenOutput] = []
         if flight is None:
             if self._drafter is not None:
                 self._drafter.draft([s for s in self._scheduler.running if s.remaining == 1])
-            failed = self._take_structures()
+            self._take_structures()
             flight = self._launch(None)
             if flight is None:
-                if self._compiling and not failed:
+                if self._compiling and not self._ended:
                     next(iter(self._compiling.values())).wait(_COMPILE_WAIT)
-                return failed
+                return []
         following = None
         if self._may_overlap(flight):
             # Should the next launch fail, this step's tokens are still there to be collected.
             self._flight = flight
             self._foresee(flight)
-            failed += self._take_structures()
+            self._take_structures()
             following = self._launch(flight)
             self._overlapped += following is not None
         self._flight = following
-        return failed + self._collect(flight)
+        return self._collect(flight)
 
     def _lives(self, sequence: Sequence) -> bool:
         """Whether a sequence of a step under way has not ended meanwhile."""
@@ -290,21 +296,19 @@ class Engine:
             self._prompt_scores.add(works, launch.hidden)
         return _Flight(works, launch)
 
-    def _take_structures(self) -> list[TokenOutput]:
+    def _take_structures(self) -> None:
         """Let sequences go whose structure is compiled; end those whose structure is bad."""
-        failed = []
         for name, pending in list(self._compiling.items()):
             sequence = self._sequences[name]
             try:
                 sequence.matcher = pending.result()
             except StructureError as error:
                 self._end(sequence)
-                failed.append(TokenOutput(name, None, None, "error", str(error)))
+                self._ended.append(TokenOutput(name, None, None, "error", str(error)))
                 continue
             if sequence.matcher is not None:
                 sequence.waits = False
                 del self._compiling[name]
-        return failed
 
     def _collect(self, flight: _Flight) -> list[TokenOutput]:
         """Take in a step's tokens, and those of drafts as long as the drafts are right."""
@@ -317,6 +321,10 @@ class Engine:
         drafts = [list(work.sequence.drafts) for work in works]
         reasons: dict[int, str] = {}
         going_on: list[int] = []
+        for place in flight.launch.broken():
+            if living[place]:
+                problem = Choice(None, error=NOT_FINITE_TEXT)
+                self._take(works[place].sequence, problem, place, outputs, reasons)
         for place, (work, choice) in enumerate(zip(works, first, strict=True)):
             if choice is None or not living[place]:
                 continue

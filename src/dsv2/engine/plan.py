@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dsv2.checkpoint.packed import WEIGHTS, cache_format_for
 from dsv2.engine.cache import token_bytes
+from dsv2.engine.scheduler import MAX_ANSWERS_AHEAD
 from dsv2.engine.weight_sizes import LAYOUTS, loading_bytes
 from dsv2.model.config import ModelConfig
 from dsv2.shapes import BLOCK_SIZE
@@ -34,6 +35,9 @@ cache. Narrower formats stop there, so that more memory never means a shorter co
 
 _STRETCH = 1024
 """Keys that attention expands at once; kernels/cpu/csrc/attention.h has the same number."""
+
+_PART_ROWS = 1024 * 16
+"""Rows of sums that attention on latents keeps at once, as the same file has it."""
 
 
 class DoesNotFitError(ValueError):
@@ -204,7 +208,11 @@ def _fit(
 
 
 def step_bytes(config: ModelConfig, sequences: int, step_tokens: int) -> int:
-    """Bytes for the activations of a step: at most attention's or the experts', and the logits."""
+    """Bytes for the activations of a step: at most attention's or the experts', and the logits.
+
+    Tokens of answers take more of attention, and are fewer: one of each sequence and
+    :data:`~dsv2.engine.scheduler.MAX_ANSWERS_AHEAD`.
+    """
     hidden, heads, chosen = (
         config.hidden_size, config.num_attention_heads, config.num_experts_per_tok or 0,
     )  # fmt: skip
@@ -214,8 +222,13 @@ def step_bytes(config: ModelConfig, sequences: int, step_tokens: int) -> int:
     experts = (chosen + config.num_shared_experts) * (hidden + width)
     feed = 2 * hidden + max(experts, hidden + config.intermediate_size)
     expanded = _STRETCH * (queries + values)
-    absorbed = sequences * heads * config.kv_lora_rank * 2
-    logits = 4 * sequences * config.vocab_size  # raw, shaped, sorted, random
+    answers = min(step_tokens, sequences + MAX_ANSWERS_AHEAD)
+    absorbed = (
+        answers * heads * (2 * config.kv_lora_rank + config.cache_width + config.qk_nope_head_dim)
+    )
+    absorbed += _PART_ROWS * config.kv_lora_rank
+    # Raw ones of every guess; of those that are chosen from also in fp64, sorted, and the noise.
+    logits = (answers + 12 * sequences) * config.vocab_size
     return 4 * (step_tokens * max(attention, feed) + expanded + absorbed + logits)
 
 

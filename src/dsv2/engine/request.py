@@ -157,9 +157,11 @@ def _number(name: str, value: Any, low: float, high: float) -> None:
         raise RequestError(name, f"is {value!r:.60}, allowed is a number from {low} to {high}")
 
 
-def _tokens(name: str, values: Any, limits: Limits) -> None:
+def _tokens(name: str, values: Any, limits: Limits, most: int | None = None) -> None:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
         raise RequestError(name, f"is a {type(values).__name__}, allowed is a list of token ids")
+    if most is not None and len(values) > most:
+        raise RequestError(name, f"has {len(values)} entries, allowed are {most}")
     for place, token in enumerate(values):
         _integer(f"{name}[{place}]", token, 0, limits.vocab_size - 1)
 
@@ -187,6 +189,12 @@ def validate_params(params: SamplingParams, limits: Limits) -> None:
     if not isinstance(params.ignore_eos, bool):
         raise RequestError("ignore_eos", f"is {params.ignore_eos!r:.60}, allowed is a bool")
     _check_structure(params.structure)
+    if params.structure is not None and params.min_tokens:
+        raise RequestError(
+            "min_tokens",
+            f"is {params.min_tokens} beside a structure, where an answer ends when it is "
+            "complete; allowed is 0",
+        )
     _check_bias(params.logit_bias, limits)
     _check_stops(params, limits)
 
@@ -238,12 +246,7 @@ def _check_stops(params: SamplingParams, limits: Limits) -> None:
                 f"stop[{place}]",
                 f"is {stop!r:.60}, allowed is a string of 1 to {limits.max_stop_chars} characters",
             )
-    if len(params.stop_token_ids) > limits.max_stops:
-        raise RequestError(
-            "stop_token_ids",
-            f"has {len(params.stop_token_ids)} entries, allowed are {limits.max_stops}",
-        )
-    _tokens("stop_token_ids", params.stop_token_ids, limits)
+    _tokens("stop_token_ids", params.stop_token_ids, limits, limits.max_stops)
 
 
 def validate(request: Request, limits: Limits) -> None:
@@ -253,9 +256,9 @@ def validate(request: Request, limits: Limits) -> None:
         RequestError: naming the field, its value and what is allowed.
     """
     validate_params(request.params, limits)
+    _tokens("prompt", request.prompt_ids, limits)
     if not request.prompt_ids:
         raise RequestError("prompt", "is empty, allowed is at least one token")
-    _tokens("prompt", request.prompt_ids, limits)
     _integer("priority", request.priority, -MAX_PRIORITY, MAX_PRIORITY)
     for name in ("tenant", "salt"):
         value = getattr(request, name)

@@ -16,7 +16,7 @@ from dsv2.engine.cache import allocate_cache
 from dsv2.engine.graphs import Capture, CudaCapture, DecodeGraphs
 from dsv2.engine.sampler import Picks, is_plain, pick
 from dsv2.engine.sequence import Sequence, Work
-from dsv2.engine.transfer import to_device
+from dsv2.engine.transfer import Arrival, to_device
 from dsv2.kernels.registry import select
 from dsv2.model.packed import PackedModel
 from dsv2.model.transformer import Transformer
@@ -33,6 +33,8 @@ class Launch:
         hidden: ``[T, D]`` last hidden states, or None of a captured step.
         logits: ``[L, vocabulary]`` fp32 of all those positions, until the next step is launched.
         is_decode: of the plan; see :func:`is_decode`.
+        chunks: for each work without a choice whether its last hidden state, of a token that has
+            attended to all before it, is finite; None where there is no such work.
     """
 
     counts: tuple[int, ...]
@@ -40,6 +42,15 @@ class Launch:
     hidden: Tensor | None
     logits: Tensor
     is_decode: bool
+    chunks: Arrival | None = None
+
+    def broken(self) -> list[int]:
+        """The works without a choice that left numbers in the cache that are not finite."""
+        if self.chunks is None:
+            return []
+        silent = [place for place, count in enumerate(self.counts) if not count]
+        finite = self.chunks.take().tolist()
+        return [place for place, good in zip(silent, finite, strict=True) if not good]
 
 
 def is_decode(works: Rows[Work]) -> bool:
@@ -135,7 +146,15 @@ class Runner:
             taken = [start for start, count in zip(starts, counts, strict=False) if count]
             first = logits[to_device(taken, torch.int64, self.device)]
         choosing = [work.sequence for work, count in zip(works, counts, strict=True) if count]
-        return Launch(counts, pick(first, choosing, ends), hidden, logits, decode)
+        picks = pick(first, choosing, ends)
+        return Launch(counts, picks, hidden, logits, decode, self._chunks(works, counts, hidden))
+
+    def _chunks(self, works: Rows[Work], counts: Rows[int], hidden: Tensor) -> Arrival | None:
+        lasts = accumulate(work.count for work in works)
+        rows = [last - 1 for last, count in zip(lasts, counts, strict=True) if not count]
+        if not rows:
+            return None
+        return Arrival(hidden[to_device(rows, torch.int64, self.device)].isfinite().all(-1))
 
     def _launch_captured(
         self, graphs: DecodeGraphs, works: Rows[Work], ends: frozenset[int],

@@ -29,10 +29,14 @@ NOT_FINITE = -1
 NONE_ALLOWED = -2
 """Stands for a token where the structure leaves none."""
 
+_LEAST_TEMPERATURE = 1e-30
+"""What lower ones count as: logits over them would be infinite, and all alike."""
+
 _NOISE_AT_ONCE = {"cpu": 2**19, "cuda": 2**22}
 """Logits whose noise is made together: a quarter as many 8-byte words in a dozen tensors."""
 
-_NOT_FINITE = "the model's numbers are not finite"
+NOT_FINITE_TEXT = "the model's numbers are not finite"
+"""Why a request ends whose numbers are not."""
 _FAILED = "choosing the next token failed: "
 
 
@@ -95,7 +99,7 @@ class Picks:
 
     def _choice(self, row: int, token: int, logprobs: TokenLogprobs | None) -> Choice:
         if token == NOT_FINITE:
-            return Choice(None, error=_NOT_FINITE)
+            return Choice(None, error=NOT_FINITE_TEXT)
         if row in self._problems:
             return Choice(None, error=self._problems[row])
         if token == NONE_ALLOWED:
@@ -158,7 +162,7 @@ def draw(logits: Tensor, temperatures: Tensor | None, seeds: Tensor, positions: 
     tokens = select("greedy_tokens", device=logits.device.type)(logits)
     if temperatures is not None:
         warm_rows = (temperatures > 0) & (tokens != NOT_FINITE)
-        scale = torch.where(warm_rows, temperatures, 1.0)
+        scale = torch.where(warm_rows, temperatures, 1.0).clamp_min(_LEAST_TEMPERATURE)
         tokens = torch.where(warm_rows, _noisy_best(logits, scale, seeds, positions), tokens)
     return tokens
 
@@ -200,7 +204,8 @@ def _choose(shaped: Tensor, sequences: Rows[Sequence]) -> Tensor:
     warm_rows = [sequences[row] for row in drawn]
     params = [one.request.params for one in warm_rows]
     rows = slice(None) if whole else to_device(drawn, torch.int64, device)
-    scale = to_device([one.temperature for one in params], torch.float64, device)
+    temperatures = [max(one.temperature, _LEAST_TEMPERATURE) for one in params]
+    scale = to_device(temperatures, torch.float64, device)
     seeds = to_device([one.seed for one in warm_rows], torch.int64, device)
     positions = to_device([len(one.tokens) for one in warm_rows], torch.int64, device)
     warm = shaped[rows]

@@ -19,6 +19,10 @@ from dsv2.shapes import BLOCK_SIZE
 MAX_TENANTS = 10_000
 """Tenants whose share is remembered."""
 
+MAX_ANSWERS_AHEAD = 512
+"""Tokens of answers in a step beyond the next one of each: guesses, and what is computed again
+after a preemption. They attend on the latents themselves, which takes memory for every token."""
+
 
 class Scheduler:
     """Admission and the plan of each step.
@@ -132,7 +136,7 @@ class Scheduler:
         answering = sorted(
             (s for s in self.running if s.in_answer and not s.is_full), key=lambda s: s.rank
         )
-        drafts_left = left - len(answering)
+        drafts_left = min(left - len(answering), MAX_ANSWERS_AHEAD)
         for sequence in answering:
             if sequence not in self.running:
                 continue  # it was preempted for one before it

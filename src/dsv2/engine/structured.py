@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +22,9 @@ from dsv2.engine.request import Structure
 
 MAX_COMPILED = 64
 """Compiled structures that are kept for the next request with the same one."""
+
+QUEUE_SECONDS = 60.0
+"""How long a structure waits at most for those before it."""
 
 
 class Matcher(Protocol):
@@ -110,12 +114,13 @@ class StructureCompiler:
         self._compiled: OrderedDict[Structure, Any] = OrderedDict()
 
     def submit(self, structure: Structure) -> Pending:
-        """Start compiling; the result has a time limit."""
-        return Pending(
-            self._threads.submit(self._compile, structure), time.monotonic() + self._seconds
-        )
+        """Compile it when its turn comes, under a limit of time."""
+        begun = Event()
+        future = self._threads.submit(self._compile, structure, begun)
+        return Pending(future, begun, self._seconds)
 
-    def _compile(self, structure: Structure) -> Matcher:
+    def _compile(self, structure: Structure, begun: Event) -> Matcher:
+        begun.set()
         known = self._compiled.pop(structure, None)
         if known is None:
             known = self._make(structure)
@@ -150,21 +155,38 @@ class StructureCompiler:
 
 
 class Pending:
-    """A structure that is being compiled."""
+    """A structure that is being compiled, or waits for its turn.
 
-    def __init__(self, future: Future[Matcher], deadline: float) -> None:
-        self._future, self._deadline = future, deadline
+    Args:
+        future: of the matcher.
+        begun: set when its turn comes.
+        seconds: that it may then take.
+    """
+
+    def __init__(self, future: Future[Matcher], begun: Event, seconds: float) -> None:
+        self._future, self._begun, self._seconds = future, begun, seconds
+        self._asked = time.monotonic()
+        self._since: float | None = None
 
     def result(self) -> Matcher | None:
         """The matcher once it is there, None until then.
 
         Raises:
-            StructureError: it is not valid, or takes too long.
+            StructureError: it is not valid, takes too long, or those before it do.
         """
         if not self._future.done():
-            if time.monotonic() < self._deadline:
+            now = time.monotonic()
+            if not self._begun.is_set():
+                if now < self._asked + QUEUE_SECONDS:
+                    return None
+                self.cancel()
+                raise StructureError(
+                    f"structures of others took {QUEUE_SECONDS:.0f} s to compile; try again later"
+                )
+            # Counted from when it is seen to have begun: the engine looks at every step.
+            self._since = self._since or now
+            if now < self._since + self._seconds:
                 return None
-            self._future.cancel()
             raise StructureError("the structure takes too long to compile; make it smaller")
         try:
             return self._future.result()
@@ -172,6 +194,10 @@ class Pending:
             raise
         except Exception as error:  # the library's own: the request's problem, nobody else's
             raise StructureError(f"the structure cannot be compiled: {error!s:.500}") from error
+
+    def cancel(self) -> None:
+        """Nobody wants it any more: it is not begun where it has not been."""
+        self._future.cancel()
 
     def wait(self, seconds: float) -> None:
         """Wait for it a little."""

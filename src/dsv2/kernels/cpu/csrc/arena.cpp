@@ -14,23 +14,18 @@ void* Arena::take_bytes(size_t bytes) {
   if (count_ == 0 || used_ + bytes > pieces_[count_ - 1].size) grow(bytes);
   void* out = static_cast<char*>(pieces_[count_ - 1].start) + used_;
   used_ += bytes;
+  taken_ += bytes;
+  if (taken_ > most_) most_ = taken_;
   return out;
 }
 
 void Arena::reset() {
   if (count_ > 1) {
-    const size_t total = held();
     for (int i = 0; i < count_; ++i) std::free(pieces_[i].start);
     count_ = 0;
-    grow(total);
+    grow(taken_);
   }
-  used_ = 0;
-}
-
-size_t Arena::held() const {
-  size_t total = 0;
-  for (int i = 0; i < count_; ++i) total += pieces_[i].size;
-  return total;
+  used_ = taken_ = 0;
 }
 
 void Arena::grow(size_t bytes) {

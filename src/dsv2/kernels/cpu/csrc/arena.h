@@ -21,8 +21,8 @@ class Arena {
   // Forgets everything taken; several pieces become one that would have held all.
   void reset();
 
-  // Bytes held for the next call.
-  size_t held() const;
+  // Bytes that were taken at most before they were given back.
+  size_t most() const { return most_; }
 
  private:
   struct Piece {
@@ -36,7 +36,8 @@ class Arena {
 
   Piece pieces_[kPieces];
   int count_ = 0;
-  size_t used_ = 0;
+  size_t used_ = 0;  // of the last piece
+  size_t taken_ = 0, most_ = 0;
 };
 
 }  // namespace dsv2

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int kStretch = 1024; // keys that are expanded at once
 constexpr int kTogether = 4;   // tiles of queries that go over those together, for them to stay in cache
+constexpr int kMostParts = 1024; // parts of absorbed sequences that there is memory for at once
 
 template <class V>
 size_t padded(const Matrix& w) {
@@ -40,7 +41,11 @@ class Attention {
     write_cache(team);
     if (absorbed_ > 0) {
       absorb(team);
-      attend_absorbed(team);
+      for (int first = 0, last; first < tile_count_; first = last) {
+        last = together(first);
+        attend_absorbed(team, first, last);
+        join(team, first, last);
+      }
       lift(team);
     }
     for (int b = 0; b < batch_.sequences; ++b) {
@@ -59,6 +64,10 @@ class Attention {
     int parts;
     size_t first_part;
   };
+  // kSplit keys of a tile's sequence.
+  struct Part {
+    int tile, part;
+  };
 
   const AttentionLayer& layer_;
   const Batch& batch_;
@@ -76,9 +85,6 @@ class Attention {
   size_t parts_ = 0;
   int32_t* queries_;
   float *part_o_, *part_ml_;
-  struct Part {
-    int tile, part;
-  };
   Part* part_list_;
   Element *keys_, *values_;
   float *tile_o_, *tile_ml_;
@@ -93,9 +99,10 @@ class Attention {
   void project(Team& team) const;
   void write_cache(Team& team) const;
   void absorb(Team& team) const;
-  void attend_absorbed(Team& team) const;
-  void attend_codes(const QueryTile& tile, int32_t* query, int sequence, int begin, int end, int64_t next_item,
+  void attend_absorbed(Team& team, int first_tile, int last_tile) const;
+  void attend_codes(const QueryTile& tile, int32_t* query, int sequence, int begin, int end, const Part* next,
                     float* work) const;
+  void join(Team& team, int first_tile, int last_tile) const;
   void lift(Team& team) const;
   void attend_expanded(Team& team, int sequence) const;
   void finish(Team& team) const;
@@ -110,12 +117,21 @@ class Attention {
     const int tokens = smaller(kPage, batch_.kv_len[sequence] - key);
     return {page(sequence, key / kPage), static_cast<int>(ceil_div(tokens * cache_.token_bytes, size_t{64}))};
   }
-  // A page of a part of absorbed attention; nothing behind the sequence's last or the last part.
-  Ahead page_of(int64_t item, int page) const {
-    if (item >= static_cast<int64_t>(parts_)) return {};
-    const int sequence = tiles_[part_list_[item].tile].sequence;
-    const int key = part_list_[item].part * kSplit + page * kPage;
+  // A page of a part of absorbed attention; nothing behind the sequence's last.
+  Ahead page_of(const Part& part, int page) const {
+    const int sequence = tiles_[part.tile].sequence, key = part.part * kSplit + page * kPage;
     return key < batch_.kv_len[sequence] ? page_from(sequence, key) : Ahead{};
+  }
+  // The tile behind those that are computed together from tile `first` on: as many as there is memory for
+  // the parts of, and one at least.
+  int together(int first) const {
+    int last = first + 1;
+    while (last < tile_count_ && parts_of(first, last + 1) <= kMostParts) ++last;
+    return last;
+  }
+  int64_t parts_of(int first_tile, int last_tile) const {
+    const Tile& last = tiles_[last_tile - 1];
+    return static_cast<int64_t>(last.first_part) + last.parts - static_cast<int64_t>(tiles_[first_tile].first_part);
   }
 
   // Columns of the latent as values: the kernel mixes 32 at a time.
@@ -263,8 +279,13 @@ void Attention<V, bf16>::plan(int threads) {
       for (int p = 0; p < tiles_[t].parts; ++p) part_list_[tiles_[t].first_part + p] = {t, p};
     }
     queries_ = arena_.take<int32_t>(tile_count_ * query_words());
-    part_o_ = arena_.take<float>(parts_ * kLanes * value_columns());
-    part_ml_ = arena_.take<float>(parts_ * 2 * kLanes);
+    int64_t most = 0;
+    for (int first = 0, last; first < tile_count_; first = last) {
+      last = together(first);
+      most = most > parts_of(first, last) ? most : parts_of(first, last);
+    }
+    part_o_ = arena_.take<float>(most * kLanes * value_columns());
+    part_ml_ = arena_.take<float>(most * 2 * kLanes);
     latent_stride_ = static_cast<size_t>(C) + kLanes;
     q_latent_ = arena_.take<float>(absorbed_ * static_cast<size_t>(H) * latent_stride_);
     // Per head: queries for W^UK transposed (a set for each group of its rows), then outputs.

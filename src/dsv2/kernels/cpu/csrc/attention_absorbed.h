@@ -58,14 +58,18 @@ void Attention<V, bf16>::absorb(Team& team) const {
 }
 
 template <class V, bool bf16>
-void Attention<V, bf16>::attend_absorbed(Team& team) const {
+void Attention<V, bf16>::attend_absorbed(Team& team, int first_tile, int last_tile) const {
   const int H = layer_.heads;
-  team.each_with_next(parts_, [&](int64_t item, int64_t next_item) {
-    const Tile& tile = tiles_[part_list_[item].tile];
+  const int64_t parts = parts_of(first_tile, last_tile);
+  const Part* list = part_list_ + tiles_[first_tile].first_part;
+  team.each_with_next(parts, [&](int64_t item, int64_t next_item) {
+    const Part& part = list[item];
+    const Part* next_part = next_item < parts ? list + next_item : nullptr;
+    const Tile& tile = tiles_[part.tile];
     const int b = tile.sequence;
     const int q_len = batch_.cu_q[b + 1] - batch_.cu_q[b];
     float* ml = part_ml_ + item * 2 * kLanes;
-    int32_t* query = queries_ + part_list_[item].tile * query_words();
+    int32_t* query = queries_ + part.tile * query_words();
     QueryTile own{query, {}, INT32_MAX, tile.rows, {part_o_ + item * kLanes * value_columns(), ml, ml + kLanes}};
     int largest = 0;
     for (int r = 0; r < kLanes; ++r) {
@@ -74,16 +78,18 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
       own.smallest_limit = smaller(own.smallest_limit, own.limits[r]);
       largest = largest > own.limits[r] ? largest : own.limits[r];
     }
-    const int begin = part_list_[item].part * kSplit, end = smaller(begin + kSplit, largest);
+    const int begin = part.part * kSplit, end = smaller(begin + kSplit, largest);
     float* work = scratch(team);
     if (coded()) {
-      attend_codes(own, query, b, begin, end, next_item, work);
+      attend_codes(own, query, b, begin, end, next_part, work);
       return;
     }
     clear<V>(own.state, value_columns());
     for (int key = begin; key < end; key += kPage) {
       const int count = smaller(kPage, end - key);
-      const Ahead next = key + kPage < end ? page_from(b, key + kPage) : page_of(next_item, 0);
+      const Ahead next = key + kPage < end ? page_from(b, key + kPage)
+                         : next_part       ? page_of(*next_part, 0)
+                                           : Ahead{};
       const Element* keys =
           page_elements(b, key / kPage, count, reinterpret_cast<Element*>(work + Kernel::kScratch));
       Kernel::block(own, width(), keys, page_stride(), keys, page_stride(), value_columns(), key, count,
@@ -95,20 +101,19 @@ void Attention<V, bf16>::attend_absorbed(Team& team) const {
 // Keys [begin, end) of a part as codes.
 template <class V, bool bf16>
 void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int sequence, int begin, int end,
-                                      int64_t next_item, float* work) const {
+                                      const Part* next, float* work) const {
   float* scales = work + coded_scratch();
   uint8_t* unpacked = reinterpret_cast<uint8_t*>(scales + kSplit * layout_.groups_all);
   if constexpr (V::kMatrixUnit) {
     CodedPart keys{{}, code_stride(), end - begin, scales, {}, {}};
-    const bool announced = next_item < static_cast<int64_t>(parts_);
     for (int page = 0; page < keys.page_count(); ++page) {
       const size_t token = static_cast<size_t>(page) * kPage;
       const int key = begin + page * kPage;
       keys.pages[page] =
           page_codes(sequence, key / kPage, keys.keys_of(page), unpacked + token * code_stride(), scales + token);
       // Who knows the next part asks for all of it while this one is mixed.
-      if (announced) keys.in_mix[page] = page_of(next_item, page);
-      if (!announced && key + kPage < end) keys.in_scores[page] = page_from(sequence, key + kPage);
+      if (next) keys.in_mix[page] = page_of(*next, page);
+      if (!next && key + kPage < end) keys.in_scores[page] = page_from(sequence, key + kPage);
     }
     FlashByteTiles<V>::part(query, layout_, keys, begin, tile, layer_.scale, work);
   } else {
@@ -121,24 +126,25 @@ void Attention<V, bf16>::attend_codes(const QueryTile& tile, int32_t* query, int
   }
 }
 
-// Joins the parts of each row, then o[h] = W^UV[h] times it.
+// Joins the parts of each row of some tiles, for W^UV.
 template <class V, bool bf16>
-void Attention<V, bf16>::lift(Team& team) const {
+void Attention<V, bf16>::join(Team& team, int first_tile, int last_tile) const {
   const int H = layer_.heads;
-  team.each(tile_count_, 1, [&](int64_t first, int64_t last) {
+  team.each(last_tile - first_tile, 1, [&](int64_t first, int64_t last) {
     float* row_sum = scratch(team);
     for (int64_t i = first; i < last; ++i) {
-      const Tile& tile = tiles_[i];
+      const Tile& tile = tiles_[first_tile + i];
+      const size_t first_part = tile.first_part - tiles_[first_tile].first_part;
       for (int r = 0; r < tile.rows; ++r) {
         float top = -1e30f;
         for (int p = 0; p < tile.parts; ++p) {
-          const float m = part_ml_[(tile.first_part + p) * 2 * kLanes + r];
+          const float m = part_ml_[(first_part + p) * 2 * kLanes + r];
           top = m > top ? m : top;
         }
         float total = 0;
         std::memset(row_sum, 0, sizeof(float) * value_columns());
         for (int p = 0; p < tile.parts; ++p) {
-          const size_t part = tile.first_part + p;
+          const size_t part = first_part + p;
           const float* ml = part_ml_ + part * 2 * kLanes;
           const float weight = std::exp(ml[r] - top);
           total += ml[kLanes + r] * weight;
@@ -155,6 +161,12 @@ void Attention<V, bf16>::lift(Team& team) const {
       }
     }
   });
+}
+
+// o[h] = W^UV[h] times what heads have mixed.
+template <class V, bool bf16>
+void Attention<V, bf16>::lift(Team& team) const {
+  const int H = layer_.heads;
   const Matrix& w = *layer_.w_uv;
   team.each(H, 1, [&](int64_t first, int64_t last) {
     float* out = scratch(team);

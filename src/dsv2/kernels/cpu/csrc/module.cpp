@@ -1,7 +1,8 @@
 // The Python module: packed matrices, layers made of them, and the calls that run a layer.
 //
 // Tensors come in as addresses: the caller keeps them alive and has checked their shapes and
-// dtypes (kernels/cpu/__init__.py); sizes that index memory here are checked again.
+// dtypes (kernels/cpu/__init__.py). What weights are is checked again here, once for a layer; the blocks
+// and slots of a batch are the engine's own and are not.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -47,6 +48,11 @@ void expect(const Matrix* m, int count, int rows, int cols, const char* name) {
   if (m == nullptr || m->count != count || m->rows != rows || m->cols != cols) {
     throw std::invalid_argument(std::string(name) + " is missing or misshapen");
   }
+}
+
+// Both read the same panels.
+void expect_alike(const Matrix* gate, const Matrix* up, const char* names) {
+  if (gate->format != up->format) throw std::invalid_argument(std::string(names) + " have two formats");
 }
 
 // A layer with everything its pointers point to.
@@ -112,7 +118,7 @@ class Kernels {
 
   std::string isa() const { return backend_->name(); }
   int threads() const { return pool_->threads(); }
-  size_t scratch_bytes() const { return arena_.held(); }
+  size_t scratch_bytes() const { return arena_.most(); }
 
   Weights pack(int format, int source_format, int count, int rows, int cols, uintptr_t data,
                uintptr_t scales, uintptr_t row_scales, size_t item_stride, size_t row_stride,
@@ -282,6 +288,7 @@ std::shared_ptr<OwnedMlp> make_mlp(int hidden, int width, float eps, uintptr_t n
   expect(owned->layer.gate, 1, width, hidden, "gate");
   expect(owned->layer.up, 1, width, hidden, "up");
   expect(owned->layer.down, 1, hidden, width, "down");
+  expect_alike(owned->layer.gate, owned->layer.up, "gate and up");
   return owned;
 }
 
@@ -311,8 +318,10 @@ std::shared_ptr<OwnedMoe> make_moe(int hidden, int width, int shared_width, floa
     expect(l.shared_gate, 1, shared_width, hidden, "shared gate");
     expect(l.shared_up, 1, shared_width, hidden, "shared up");
     expect(l.shared_down, 1, hidden, shared_width, "shared down");
-    if (l.shared_gate->format != l.gate->format) throw std::invalid_argument("experts of two formats");
+    expect_alike(l.shared_gate, l.shared_up, "shared gate and shared up");
+    expect_alike(l.gate, l.shared_gate, "gate and shared gate");
   }
+  expect_alike(l.gate, l.up, "gate and up");
   return owned;
 }
 

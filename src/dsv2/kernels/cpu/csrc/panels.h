@@ -144,8 +144,9 @@ Slot slot_of(const Panels& panels, int token) {
           panels.starts + first * panels.groups + place, width, run};
 }
 
-// A group whose numbers are all smaller is zeros: 127 / max|x| would not be finite.
-constexpr float kLeast = 1e-36f;
+// A group whose numbers are all smaller is zeros: 32767 / max|x|, the most that codes take, would not be
+// finite.
+constexpr float kLeast = 1e-34f;
 
 // Quantises one group of columns: x[G] to int8 with scale max|x|/127.
 template <class V, int G>

@@ -1,6 +1,9 @@
 #include "pool.h"
 
+#include <unistd.h>
+
 #include <chrono>
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -51,7 +54,7 @@ void Team::barrier() {
   other_than(shared_.phase, phase);
 }
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : process_(getpid()) {
   shared_.size = threads;
   for (int member = 1; member < threads; ++member) {
     workers_.emplace_back([this, member] { work(member); });
@@ -59,6 +62,11 @@ Pool::Pool(int threads) {
 }
 
 Pool::~Pool() {
+  if (getpid() != process_) {
+    // A fork has no such threads: to wait for them would be for ever, to let go of them an error.
+    new std::vector<std::thread>(std::move(workers_));
+    return;
+  }
   stop_.store(true);
   generation_.fetch_add(1);
   generation_.notify_all();
@@ -66,6 +74,9 @@ Pool::~Pool() {
 }
 
 void Pool::run_task(Task task, void* context) {
+  if (getpid() != process_) {
+    throw std::runtime_error("threads do not survive a fork: this process has to load the model itself");
+  }
   const std::lock_guard<std::mutex> lock(turn_);
   task_ = task;
   context_ = context;

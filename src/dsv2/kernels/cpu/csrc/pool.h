@@ -100,7 +100,8 @@ class Pool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  // Runs body(team) on every thread, the caller's among them; calls from several threads queue.
+  // Runs body(team) on every thread, the caller's among them; calls from several threads queue. Throws
+  // std::runtime_error in a fork of the process that made the pool.
   template <class Body>
   void run(const Body& body) {
     run_task([](void* context, Team& team) { (*static_cast<const Body*>(context))(team); },
@@ -111,6 +112,7 @@ class Pool {
   void run_task(Task task, void* context);
   void work(int member);
 
+  const int process_;
   std::mutex turn_;  // one task at a time
   Team::Shared shared_;
   Task task_ = nullptr;
