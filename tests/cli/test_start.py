@@ -256,6 +256,20 @@ def test_chat_pulls_as_well_and_says_what_a_hub_lacks(cache: Path) -> None:
     assert "does not give someone/else" in str(run("chat", "someone/else").exception)
 
 
+@pytest.mark.parametrize("command", ["run", "chat"])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--temperature", "2.5"), ("--top-p", "1.1"), ("--max-tokens", "0")]
+)
+def test_what_is_out_of_bounds_is_refused_before_the_pull(
+    cache: Path, hub: Hub, command: str, option: str, value: str
+) -> None:
+    requests = len(hub.requests)
+    refused = run(command, REPOSITORY, option, value)
+    assert refused.exit_code == 2
+    assert f"Invalid value for '{option}': Input should be " in refused.stderr
+    assert len(hub.requests) == requests
+
+
 def quantiser() -> CpuExecutor:
     return CpuExecutor(1)
 

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dsv2.cli.start import CacheDtype, CacheTokens, Dtype, HubName, Pull, Threads, plan_table, start
+from dsv2.cli.start import (
+    CacheDtype,
+    CacheTokens,
+    Dtype,
+    HubName,
+    MaxTokens,
+    Pull,
+    Temperature,
+    Threads,
+    TopP,
+    plan_table,
+    start,
+)
 
 if TYPE_CHECKING:
     from dsv2.engine.llm import LLM
@@ -37,9 +49,9 @@ def chat(
         str, typer.Argument(help="A folder, a release, owner/model of a hub, or pocket.")
     ] = "pocket",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.3,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.95,
+    max_tokens: MaxTokens = 512,
+    temperature: Temperature = 0.3,
+    top_p: TopP = 0.95,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Dtype = "auto",
     cache_dtype: CacheDtype = "auto",

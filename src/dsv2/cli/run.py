@@ -10,7 +10,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dsv2.cli.start import CacheDtype, CacheTokens, Dtype, HubName, Pull, Threads, plan_table, start
+from dsv2.cli.start import (
+    CacheDtype,
+    CacheTokens,
+    Dtype,
+    HubName,
+    MaxTokens,
+    Pull,
+    Temperature,
+    Threads,
+    TopP,
+    plan_table,
+    start,
+)
 
 
 def run(
@@ -25,11 +37,13 @@ def run(
         bool, typer.Option("--raw", help="Complete the text as it is, without the chat format.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0 is off.")] = 0,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="0 is off.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampling repeatable.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Dtype = "auto",
     cache_dtype: CacheDtype = "auto",

@@ -27,6 +27,10 @@ CacheDtype = Annotated[
     str,
     typer.Option(help="Of the latent cache: float32, bfloat16, int8, int6, fp8; auto: as weights."),
 ]
+# The engine's bounds, known before a model is pulled and loaded.
+MaxTokens = Annotated[int, typer.Option(min=1, max=2**31 - 1, help="Most tokens to generate.")]
+Temperature = Annotated[float, typer.Option(min=0.0, max=2.0, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0)]
 CacheTokens = Annotated[
     int | None, typer.Option(help="Tokens of cache, and so of context; default: what fits.")
 ]
