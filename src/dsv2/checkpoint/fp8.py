@@ -136,13 +136,14 @@ class Fp8Files:
             ModelLoadError: it cannot be read, or holds NaN or infinity.
         """
         shape = self._shapes[parameter]
-        names = stored_names(parameter, shape)
         if not is_fp8(parameter, shape):
-            whole = read_stacked(self._files, names, self._buffers)
-        else:
-            whole = self._buffers.take((len(names), *shape[-2:]), torch.bfloat16)
-            for place, name in zip(whole, names, strict=True):
-                place.copy_(dequantise(self._blocks([name])[0]))
+            plain = self.fetch(parameter)
+            assert isinstance(plain, Tensor)
+            return plain
+        names = stored_names(parameter, shape)
+        whole = self._buffers.take((len(names), *shape[-2:]), torch.bfloat16)
+        for place, name in zip(whole, names, strict=True):
+            place.copy_(dequantise(self._blocks([name])[0]))
         return whole if ".experts." in parameter else whole[0]
 
     def _blocks(self, names: Sequence[str]) -> BlockTensor:

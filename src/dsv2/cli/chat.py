@@ -11,19 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from dsv2.cli.start import (
-    CacheDtype,
-    CacheTokens,
-    Dtype,
-    HubName,
-    MaxTokens,
-    Pull,
-    Temperature,
-    Threads,
-    TopP,
-    plan_table,
-    start,
-)
+from dsv2.cli import options
+from dsv2.cli.start import plan_table, start
 
 if TYPE_CHECKING:
     from dsv2.engine.llm import LLM
@@ -49,19 +38,19 @@ def chat(
         str, typer.Argument(help="A folder, a release, owner/model of a hub, or pocket.")
     ] = "pocket",
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: MaxTokens = 512,
-    temperature: Temperature = 0.3,
-    top_p: TopP = 0.95,
+    max_tokens: options.MaxTokens = 512,
+    temperature: options.Temperature = 0.3,
+    top_p: options.TopP = 0.95,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Dtype = "auto",
-    cache_dtype: CacheDtype = "auto",
-    cache_tokens: CacheTokens = None,
+    dtype: options.Dtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    cache_tokens: options.CacheTokens = None,
     max_sequences: Annotated[
         int, typer.Option(min=1, help="Full-length sequences that the cache should hold.")
     ] = 1,
-    threads: Threads = None,
-    pull: Pull = True,
-    hub: HubName = "huggingface",
+    threads: options.Threads = None,
+    pull: options.Pull = True,
+    hub: options.HubName = "huggingface",
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print the memory plan on stderr.")
     ] = False,

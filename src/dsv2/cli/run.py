@@ -10,19 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dsv2.cli.start import (
-    CacheDtype,
-    CacheTokens,
-    Dtype,
-    HubName,
-    MaxTokens,
-    Pull,
-    Temperature,
-    Threads,
-    TopP,
-    plan_table,
-    start,
-)
+from dsv2.cli import options
+from dsv2.cli.start import plan_table, start
 
 
 def run(
@@ -37,20 +26,20 @@ def run(
         bool, typer.Option("--raw", help="Complete the text as it is, without the chat format.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    max_tokens: MaxTokens = 256,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
+    temperature: options.Temperature = 0.0,
+    top_p: options.TopP = 1.0,
     top_k: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="0 is off.")] = 0,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**63 - 1, help="Makes sampling repeatable.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    dtype: Dtype = "auto",
-    cache_dtype: CacheDtype = "auto",
-    cache_tokens: CacheTokens = None,
-    threads: Threads = None,
-    pull: Pull = True,
-    hub: HubName = "huggingface",
+    dtype: options.Dtype = "auto",
+    cache_dtype: options.CacheDtype = "auto",
+    cache_tokens: options.CacheTokens = None,
+    threads: options.Threads = None,
+    pull: options.Pull = True,
+    hub: options.HubName = "huggingface",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Print the memory plan and timings on stderr.")

@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from threading import Event
 from typing import Any, Protocol
 
 import torch
@@ -115,12 +114,9 @@ class StructureCompiler:
 
     def submit(self, structure: Structure) -> Pending:
         """Compile it when its turn comes, under a limit of time."""
-        begun = Event()
-        future = self._threads.submit(self._compile, structure, begun)
-        return Pending(future, begun, self._seconds)
+        return Pending(self._threads.submit(self._compile, structure), self._seconds)
 
-    def _compile(self, structure: Structure, begun: Event) -> Matcher:
-        begun.set()
+    def _compile(self, structure: Structure) -> Matcher:
         known = self._compiled.pop(structure, None)
         if known is None:
             known = self._make(structure)
@@ -159,12 +155,11 @@ class Pending:
 
     Args:
         future: of the matcher.
-        begun: set when its turn comes.
-        seconds: that it may then take.
+        seconds: that it may take once its turn has come.
     """
 
-    def __init__(self, future: Future[Matcher], begun: Event, seconds: float) -> None:
-        self._future, self._begun, self._seconds = future, begun, seconds
+    def __init__(self, future: Future[Matcher], seconds: float) -> None:
+        self._future, self._seconds = future, seconds
         self._asked = time.monotonic()
         self._since: float | None = None
 
@@ -176,7 +171,7 @@ class Pending:
         """
         if not self._future.done():
             now = time.monotonic()
-            if not self._begun.is_set():
+            if not self._future.running():
                 if now < self._asked + QUEUE_SECONDS:
                     return None
                 self.cancel()
